@@ -1,4 +1,4 @@
-"""Observation attacks: what the policy is shown instead of what there is, within a perturbation set.
+"""Observation attacks: what the policy is shown instead of what there is, within a set; sensor faults.
 
 An attack is a value that proposes perturbations; `base` says what every attack guarantees. Attacks that must
 play or train first (`robust-sarsa`, `sa-rl`, `pa-ad`) stand in `marl_aajr.adversaries`.
@@ -22,11 +22,12 @@ from typing import Any
 
 from marl_aajr.attacks.auto_pgd import StrongMarginPGD, StrongPGD
 from marl_aajr.attacks.base import Access, Attack, Attacked, BudgetError, greedy_action_changed
+from marl_aajr.attacks.faults import FAULTS, Fault
 from marl_aajr.attacks.gradient import FGSM, PGD, CriticPGD, MarginPGD, TargetedPGD
 from marl_aajr.attacks.gradient_free import GaussianNoise, SquareAttack, UniformNoise, WorstNoise
 from marl_aajr.attacks.transfer import Transfer
 from marl_aajr.core.checks import made, one_of
-from marl_aajr.core.threat import PerturbationSet
+from marl_aajr.core.threat import PerturbationSet, Unlimited
 
 __all__ = [
     "ATTACKS",
@@ -37,6 +38,7 @@ __all__ = [
     "Attacked",
     "BudgetError",
     "CriticPGD",
+    "Fault",
     "GaussianNoise",
     "MarginPGD",
     "SquareAttack",
@@ -67,6 +69,7 @@ _HERE: tuple[type[Attack], ...] = (
     CriticPGD,
     SquareAttack,
     Transfer,
+    *FAULTS,
 )
 """The weakest controls first."""
 
@@ -138,12 +141,13 @@ def attack_class(name: str) -> type[Attack]:
     return ATTACKS[name]
 
 
-def make_attack(name: str, *, epsilon: float, **settings: Any) -> Attack:
+def make_attack(name: str, *, epsilon: float | None = None, **settings: Any) -> Attack:
     """An attack by name, radius and settings.
 
     Args:
         name: a key of `ATTACKS`.
-        epsilon: radius of the perturbation set, in the units that the policy network sees.
+        epsilon: radius of the perturbation set, in the units that the policy network sees; None: of an attack
+            that has none, such as `delay`.
         settings: of the attack (`steps`, `objective`, ...) or of its
             `PerturbationSet` (`norm`, `mask`, ...).
 
@@ -155,9 +159,16 @@ def make_attack(name: str, *, epsilon: float, **settings: Any) -> Attack:
     """
     cls = attack_class(name)
     own = {f.name for f in dataclasses.fields(cls) if not f.name.startswith("_")} - {"perturbations"}
-    budget = {f.name for f in dataclasses.fields(PerturbationSet)} - {"epsilon"}
+    space = PerturbationSet if cls.sized else Unlimited
+    budget = {f.name for f in dataclasses.fields(space)} - ({"epsilon"} if cls.sized else {"epsilon", "norm"})
     if unknown := sorted(set(settings) - own - budget):
         known = ", ".join(sorted(own | budget))
         raise ValueError(f"expected settings of {name!r} out of {known}; got {', '.join(unknown)}")
+    if cls.sized == (epsilon is None):
+        raise ValueError(
+            f"expected {'an epsilon' if cls.sized else 'no epsilon'} for {name!r}, got {epsilon}"
+            + ("" if cls.sized else f"; its size is its settings: {', '.join(sorted(own - {'objective'}))}")
+        )
     limits, chosen = ({key: v for key, v in settings.items() if key in keys} for keys in (budget, own))
-    return made(cls, {"perturbations": made(PerturbationSet, {"epsilon": epsilon, **limits}), **chosen})
+    size = {} if epsilon is None else {"epsilon": epsilon}
+    return made(cls, {"perturbations": made(space, {**size, **limits}), **chosen})

@@ -6,7 +6,8 @@ A subclass writes `Attack.run` and nothing else. An attack never grades itself: 
 where it exceeds the budget, projected, and evaluated by asking the policy anew.
 
 Some attacks must know whose policy they face (`Attack.against`). Some must play first, to learn from the
-victim what they need (`marl_aajr.adversaries.learned`); `Attack.ready` says whether they have.
+victim what they need (`marl_aajr.adversaries.learned`); `Attack.ready` says whether they have. Some remember
+what they saw of an episode, and some are held to no size (`marl_aajr.attacks.faults`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
+from marl_aajr.attacks.episode_memory import EpisodeMemory, RememberedRows
 from marl_aajr.core.bound_objective import BoundObjective, value_at
 from marl_aajr.core.checks import check_finite
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.core.objectives import Clean, Custom, Objective, Surrogate, make_objective
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.seeds import Randomness
-from marl_aajr.core.threat import PerturbationSet
+from marl_aajr.core.threat import PerturbationSet, Unlimited
 from marl_aajr.victims import Victim
 
 Access = Literal["none", "queries", "gradients", "surrogate", "learned"]
@@ -94,6 +96,8 @@ class Attack(ABC):
     access: ClassVar[Access] = "gradients"
     acts_jointly: ClassVar[bool] = False
     """Whether it chooses for all attacked agents of a step at once: see `choose_actions`."""
+    sized: ClassVar[bool] = True
+    """Whether δ is held to a radius ε; if not, its set is `Unlimited`."""
 
     _mixes_sizes: ClassVar[bool] = False
 
@@ -106,6 +110,9 @@ class Attack(ABC):
         cls._mixes_sizes = mixes_sizes
 
     def __post_init__(self) -> None:
+        if self.sized == isinstance(self.perturbations, Unlimited):
+            wanted = "a set with a radius" if self.sized else "an Unlimited set: it has no size"
+            raise ValueError(f"expected {wanted} for the attack {self.name!r}, got {self.perturbations}")
         if self.objective != AUTO and isinstance(make_objective(self.objective), Surrogate):
             raise ValueError(
                 "expected an objective out of auto, kl, margin for an attack, got 'surrogate', which needs "
@@ -172,6 +179,17 @@ class Attack(ABC):
         """The attack on a batch whose rows have these actions of `choose_actions`, `[B, c]`."""
         raise NotImplementedError(f"{type(self).__name__} does not act for several agents at once")
 
+    def remember(self, num_envs: int, *, seed: int) -> EpisodeMemory | None:
+        """A memory of the episodes that begin now in E copies of a game; None: it remembers nothing.
+
+        Whoever plays keeps it, shows it by `with_memory`, and moves it on with the game.
+        """
+        return None
+
+    def with_memory(self, rows: RememberedRows) -> Attack:
+        """The attack on a batch of which this is remembered."""
+        raise NotImplementedError(f"{type(self).__name__} remembers nothing")
+
     def clean(self, policy: Policy, obs: Tensor, outputs: Tensor) -> Clean:
         """The clean batch as the objective knows it: outputs `[B, m]` at `obs`, and the policy's critic."""
         return Clean(outputs, values=policy.critic)
@@ -204,8 +222,12 @@ class Attack(ABC):
             return self._evaluate(policy, obs, delta, objective)
 
     def at(self, epsilon: float) -> Self:
-        """The same attack with another radius."""
-        return replace(self, perturbations=replace(self.perturbations, epsilon=epsilon))
+        """The same attack with another radius; itself where it has none."""
+        return (
+            self
+            if not self.sized
+            else replace(self, perturbations=replace(self.perturbations, epsilon=epsilon))
+        )
 
     def objective_for(self, distribution: ActionDistribution) -> Objective:
         """The objective against a policy of this kind.

@@ -31,6 +31,7 @@ results             for each kind of actions:
   attacks           attack: name, epsilon, norm, settings; and as clean
   training_attack   as one of attacks: of the run's own training
   worst             attack, mean; lead: over the runner_up
+  threats           kind, name, form, settings, and as clean
   subsets           agents, attack, returns
   adversarial_agents  kind, agents, and as clean
   opponents         opponent, agents; clean, attacks, worst, subsets, adversarial_agents
@@ -46,6 +47,7 @@ HELP = guide(
     "marl-aajr evaluate runs/study-3",
     "marl-aajr evaluate runs/study-3 --suite standard --surrogate runs/study-4",
     "marl-aajr evaluate runs/study-3 --attack pgd --epsilon 0.1 --epsilon 0.2",
+    "marl-aajr evaluate runs/study-3 --attack delay --attack dropout",
     "marl-aajr evaluate runs/tag-3 --team adversary --opponent runs/tag-7",
     "marl-aajr evaluate runs/study-3 --budget agents=1,steps=5,timing=strategic",
     "marl-aajr evaluate runs/study-3 --suite full --json > result.json",
@@ -101,13 +103,16 @@ def evaluate(
     from rich.console import Console
 
     protocol = values(SETTINGS, typed)
-    if "suite" not in protocol:
-        protocol |= {"epsilons": EPSILONS, **protocol} if "attacks" in protocol else {"suite": SUITE}
+    if not {"suite", "attacks"} & protocol.keys():
+        protocol["suite"] = SUITE
     console = Console(stderr=True)
     # Whatever a library prints must not get between the braces.
     with contextlib.redirect_stdout(sys.stderr):
         with waiting("Loading torch", console=console):
             from marl_aajr.evaluation import evaluate as play
+            from marl_aajr.evaluation.protocol import sizes_are_needed
+        if "suite" not in protocol and sizes_are_needed(protocol["attacks"]):
+            protocol.setdefault("epsilons", EPSILONS)
         with PlayingProgress(console) as progress:
             result = play(
                 run,
@@ -158,6 +163,8 @@ def show(evaluation: Evaluation, run: Path, *, kept: Path | None = None) -> None
         write(f"Team {evaluation.team}{attacked}, {evaluation.episodes} episodes, {result.actions} actions")
         table = _table(result, agents=evaluation.agents, level=evaluation.level)
         write(*_limits(evaluation, result), table, *_weakest(result), sep="\n")
+        if result.threats:
+            write(_threats(result))
         if result.opponents:
             write(_against(result))
     for skipped in evaluation.skipped:
@@ -192,6 +199,18 @@ def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> T
         label = f"{other.label} (worst)" if other.worst else other.label
         add(label, "", other, "")
     shown.caption = "; ".join(_notes(result, agents, marks)) or None
+    return shown
+
+
+def _threats(result: ActionsResult) -> Table:
+    """The returns under sensor faults, disturbed actions and other dynamics."""
+    shown = table_of("threat", numbers=["return", "interval", "lost"])
+    decimals = decimals_for([result.clean, *result.threats])
+    for row in result.threats:
+        lost = written(result.clean.mean - row.mean, decimals)
+        shown.add_row(row.label, *_numbers(row, decimals), lost)
+    if any(row.form == "worst" and row.draws > 1 for row in result.threats):
+        shown.caption = "worst of n: in each episode the draw that returns least, which only an oracle knows"
     return shown
 
 

@@ -8,9 +8,9 @@ with p = ∞ or 2. Where s itself lies outside its bounds, the bound is widened 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Literal, get_args
 
 import torch
@@ -50,6 +50,9 @@ class PerturbationSet:
                 f"expected a finite epsilon > 0, got {self.epsilon}; for no perturbation use no attack "
                 "and no regularizer"
             )
+        self._check_limits()
+
+    def _check_limits(self) -> None:
         one_of("norm", self.norm, get_args(Norm))
         for name in ("mask", "scale", "low", "high"):
             value = getattr(self, name)
@@ -194,6 +197,35 @@ class PerturbationSet:
             outside = too_long(at(middle))
             lower, upper = torch.where(outside, middle, lower), torch.where(outside, upper, middle)
         return at(upper)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlimited(PerturbationSet):
+    """The set of what is no ball, such as a broken sensor: all but these limits.
+
+        Δ(s) = { δ : δ_i = 0 where mask_i = 0,  low ≤ s + δ ≤ high }
+
+    The norm and the scale say nothing here.
+    """
+
+    epsilon: float = field(default=inf, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.epsilon != inf or self.norm != "linf":
+            raise ValueError(
+                f"expected neither epsilon nor norm of what has no size, got {self.epsilon} in {self.norm}"
+            )
+        self._check_limits()
+
+    def contains(self, delta: Tensor, obs: Tensor) -> Tensor:
+        distance = (delta - self.project(delta, obs)).abs()
+        return delta.isfinite().all(-1) & (distance <= _TOLERANCE * (1 + obs.abs())).all(-1)
+
+    def project(self, delta: Tensor, obs: Tensor) -> Tensor:
+        if self.mask is not None:
+            delta = delta * _features(self.mask, "mask", delta)
+        low, high = self._interval(obs)
+        return delta if low is high is None else delta.clamp(low, high)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

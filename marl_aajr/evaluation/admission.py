@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from marl_aajr.adversaries.learned import FittedAttack
-from marl_aajr.attacks import Attack, Transfer
+from marl_aajr.attacks import Attack, Fault, Transfer
 from marl_aajr.core.environment_values import TO_FLOAT
 from marl_aajr.core.flat_observations import FlatBox, check_mask_is_named
 from marl_aajr.core.policy import differentiable
@@ -19,12 +19,16 @@ from marl_aajr.core.threat import Norm
 from marl_aajr.evaluation.attack_schedule import has_preferences
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.evaluator import Evaluator
-from marl_aajr.evaluation.outcomes import AttackSpec, Units
+from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol, Suite
 from marl_aajr.evaluation.result import Skipped
-from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.batched_env import BatchedEnv
+from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import Victim
 from marl_aajr.victims.portable import check_portable
+
+LIMIT = "max_cycles"
+"""The argument and attribute by which environments say how long an episode can be."""
 
 
 def named_agents(agents: Collection[str] | None, budget: Budget) -> Collection[str] | None:
@@ -87,8 +91,8 @@ def requested(
     for attack, times in Counter((*own, *beside)).items():
         if times > 1:
             raise ValueError(
-                f"expected each attack and epsilon once, got {attack.name} at "
-                f"{attack.perturbations.epsilon:g} {times} times; drop the repetition"
+                f"expected each attack and epsilon once, got {attack.name}"
+                f"{f' at {attack.perturbations.epsilon:g}' * attack.sized} {times} times; drop the repetition"
             )
     own, beside = _with_surrogates(own, surrogates), _with_surrogates(beside, surrogates)
     return (*own, *beside), tuple(beside)
@@ -96,7 +100,7 @@ def requested(
 
 def common_norm(attacks: Sequence[Attack]) -> Norm | None:
     """The norm of all attacks, None without any; `ValueError`: they have several."""
-    norms = {attack.perturbations.norm: attack for attack in attacks}
+    norms = {attack.perturbations.norm: attack for attack in attacks if attack.sized}
     if len(norms) > 1:
         each = " and ".join(f"{attack.name} in {norm}" for norm, attack in norms.items())
         raise ValueError(
@@ -110,9 +114,10 @@ def _sized(entries: Sequence[AttackEntry], suite: Suite, *, force: Norm | None) 
     """The attacks at their sizes, of a norm where one is asked for."""
     found = []
     for entry in entries:
-        for epsilon in suite.epsilons if entry.epsilon is None else (entry.epsilon,):
+        sizes = suite.epsilons if entry.epsilon is None else (entry.epsilon,)
+        for epsilon in sizes if entry.sized else (1.0,):
             attack = entry.at(epsilon, norm=suite.norm)
-            if force is not None and force != attack.perturbations.norm:
+            if attack.sized and force is not None and force != attack.perturbations.norm:
                 attack = replace(attack, perturbations=replace(attack.perturbations, norm=force))
             found.append(attack)
     return found
@@ -130,25 +135,65 @@ def _with_surrogates(attacks: Sequence[Attack], surrogates: Mapping[str, Victim]
 
 
 def admitted(
-    attacks: Sequence[Attack], victim: Victim, agents: Sequence[str], *, asked: Collection[Attack]
+    attacks: Sequence[Attack],
+    victim: Victim,
+    agents: Sequence[str],
+    *,
+    asked: Collection[Attack],
+    budget: Budget,
+    longest: int | None,
 ) -> tuple[tuple[Attack, ...], tuple[Skipped, ...]]:
     """The attacks that can be played, and those of a suite that cannot; see `check_attack`.
+
+    Faults within a budget, and in episodes of so many steps at most; None: that is not known.
 
     Raises:
         ValueError: an attack cannot be played that was asked for by itself, beside a suite or without one.
     """
     kept: list[Attack] = []
-    skipped: dict[AttackSpec, Skipped] = {}
+    skipped: dict[Attack, Skipped] = {}
     for attack in attacks:
         try:
             check_attack(attack, victim, agents)
+            if isinstance(attack, Fault):
+                _check_fault(attack, budget)
+                check_fits(attack, longest)
         except ValueError as error:
             if attack in asked:
                 raise
-            skipped[AttackSpec.of(attack).at(1.0)] = Skipped(attack.name, str(error))
+            skipped[attack.at(1.0)] = Skipped(attack.name, str(error))
         else:
             kept.append(attack)
     return tuple(kept), tuple(skipped.values())
+
+
+def _check_fault(fault: Fault, budget: Budget) -> None:
+    """Raise `ValueError` for a budget that means nothing to a fault."""
+    if budget.steps is not None:
+        raise ValueError(
+            f"expected no steps in the budget for the fault {fault.name!r}, which lasts, got "
+            f"steps={budget.steps}; leave one of the two out"
+        )
+    if budget.scales and not fault.sized:
+        raise ValueError(
+            f"expected no scale in the budget for the fault {fault.name!r}, which has no size, got {budget}; "
+            "leave one of the two out"
+        )
+
+
+def check_fits(fault: Fault, longest: int | None) -> None:
+    """Raise `ValueError` for a fault that is longer than the longest episode; None: that is not known."""
+    if longest is not None and fault.length > longest:
+        raise ValueError(
+            f"expected a fault that fits into an episode of {longest} steps, got {fault.name} of "
+            f"{fault.length}; set its steps"
+        )
+
+
+def longest_episode(env: BatchedEnv, spec: EnvironmentSpec) -> int | None:
+    """The steps after which the environment ends an episode, where it says so (`max_cycles`); else None."""
+    found = getattr(env, LIMIT, None) or spec.argument(LIMIT)
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def fitting(

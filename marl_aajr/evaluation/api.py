@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from marl_aajr.attacks import Attack
+from marl_aajr.attacks import Attack, Fault
 from marl_aajr.core.seeds import Purpose, one_torch_thread, stream
 from marl_aajr.evaluation import admission, sources
 from marl_aajr.evaluation.best_responses import response_checks
@@ -173,13 +173,17 @@ def _played(
         members = choose_agents(env.teams, protocol.team, named)
         announce(spec.name, env.teams, attacked=env.teams[members[0]])
         admission.check_budget(suite.budget, victim, members)
-        chosen, skipped = admission.admitted(attacks, victim, members, asked=asked)
+        longest = admission.longest_episode(env, spec)
+        chosen, skipped = admission.admitted(
+            attacks, victim, members, asked=asked, budget=suite.budget, longest=longest
+        )
+        ranked = [attack for attack in chosen if not isinstance(attack, Fault)]
         controls, left_out = admitted_controls(suite.controls, env, members=members)
         opponents, partners = _resolved(company, Judged(victim, env, spec, members), suite)
         replaced = resolve_replacements([*protocol.replace, *partners], env, members=members)
         replacements = tuple(dict.fromkeys((*controls, *replaced)))
-        units = admission.settle_units(suite.units, victim, members if chosen else ())
-        trained_under = sources.training_attack_of(home, members) if home and chosen else None
+        units = admission.settle_units(suite.units, victim, members if any(a.sized for a in chosen) else ())
+        trained_under = sources.training_attack_of(home, members) if home and ranked else None
         known, unfit = admission.fitting(trained_under, victim, members, suite=suite, units=units)
         evaluator = Evaluator(
             victim=victim,
@@ -231,7 +235,8 @@ def _rows(
         workers=workers,
         training_attack=training_attack,
     )
-    return rows, tuple(_checks(evaluator, rows, attacks, observed))
+    ranked = [attack for attack in attacks if not isinstance(attack, Fault)]
+    return rows, tuple(_checks(evaluator, rows, ranked, observed))
 
 
 def _resolved(

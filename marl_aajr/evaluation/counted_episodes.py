@@ -20,10 +20,12 @@ class Played(NamedTuple):
     Attributes:
         returns: `[episodes, agents]` float64, undiscounted sums of rewards, by agent in the env's order.
         metrics: `[episodes]` float64 by name, what the environment reports of each of them.
+        longest: the steps of the longest; 0: not known.
     """
 
     returns: Tensor
     metrics: dict[str, Tensor]
+    longest: int = 0
 
 
 class CountedEpisodes:
@@ -39,12 +41,13 @@ class CountedEpisodes:
         self._running = torch.zeros(env.num_envs, len(self._agents), dtype=torch.float64)
         self._returns = torch.zeros(episodes, len(self._agents), dtype=torch.float64)
         self._metrics: dict[str, Tensor] = {}
+        self._longest = 0
 
     @property
     def played(self) -> Played:
         """All of them, with the metrics that each of them has."""
         complete = {name: values for name, values in self._metrics.items() if not values.isnan().any()}
-        return Played(self._returns, complete)
+        return Played(self._returns, complete, self._longest)
 
     @property
     def live(self) -> Tensor:
@@ -74,6 +77,7 @@ class CountedEpisodes:
                     unknown = torch.full_like(self._returns[:, 0], torch.nan)
                     self._metrics.setdefault(name, unknown)[numbers[copy]] = values[copy]
                 self._finished[copy] += 1
+                self._longest = max(self._longest, int(self._length[copy]))
                 if on_episode is not None:
                     on_episode(int(self._finished.sum()))
             self._running[copy] = 0

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import Attack, Attacked
+from marl_aajr.attacks.episode_memory import EpisodeMemory
 from marl_aajr.attacks.together import AttackCall, Playing, play_together
 from marl_aajr.core.checks import grouped
 from marl_aajr.core.distributions import ActionDistribution
@@ -71,6 +72,7 @@ class AttackRun:
         units: the units of the attack's perturbation set.
         scales: agent -> its ε as a multiple of the attack's; absent: 1.
         schedule: the steps in which the attack acts; None: every step.
+        draw: the number of an attack's random numbers that remembers episodes; others have other ones.
         statistics: what the attack did to single decisions so far.
     """
 
@@ -81,7 +83,9 @@ class AttackRun:
     generator: torch.Generator
     scales: Mapping[str, float] = field(default_factory=dict)
     schedule: AttackSchedule | None = None
+    draw: int = 0
     statistics: AttackStatistics = field(default_factory=AttackStatistics)
+    _memory: EpisodeMemory | None = field(init=False, default=None)
     _steps: tuple[StepSelector, BudgetCounter] | None = field(init=False, default=None)
 
     @cached_property
@@ -101,6 +105,8 @@ class AttackRun:
 
     def begin(self, num_envs: int, *, generator: torch.Generator) -> None:
         """Begin episodes in `num_envs` copies; the generator chooses the attacked steps, if not all are."""
+        seed = int(torch.randint(2**62, (self.draw + 1,), generator=self.generator.clone_state())[-1])
+        self._memory = self.attack.remember(num_envs, seed=seed)
         if self.schedule is not None:
             selector = StepSelector(self.schedule, num_envs=num_envs, generator=generator)
             self._steps = selector, BudgetCounter(self.schedule.steps, num_envs=num_envs)
@@ -127,6 +133,8 @@ class AttackRun:
             if hit.any()
         ]
         answers = iter((yield calls)) if calls else iter(())
+        if self._memory is not None:
+            self._memory.advance()
         return [
             self._shown(batch, hit, next(answers)) if hit.any() else batch
             for batch, hit in zip(batches, hits, strict=True)
@@ -136,6 +144,8 @@ class AttackRun:
         """Begin new episodes where the old ones are `over`, `[E]` bool."""
         for each in self._steps or ():
             each.restart(over)
+        if self._memory is not None:
+            self._memory.forget(over)
 
     def _attacked_copies(self, batches: Sequence[DecisionBatch], live: Tensor) -> Tensor:
         """Copies to attack in this step, `[E]` bool: selected by the schedule, and counted apart from it."""
@@ -177,6 +187,11 @@ class AttackRun:
         if chosen:
             attack = attack.with_actions(
                 torch.cat([chosen[agent][copies[where[copies]]] for agent, copies in targets.items()])
+            )
+        if self._memory is not None:
+            here = {agent: copies[where[copies]] for agent, copies in targets.items()}
+            attack = attack.with_memory(
+                self._memory.at({a: copies for a, copies in here.items() if len(copies)})
             )
         return AttackCall(attack, batch.policy.select(index), batch.inputs[index], self.generator)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from marl_aajr.attacks import Attack
+from marl_aajr.attacks import Attack, Fault
 from marl_aajr.attacks.together import play_together
 from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.attack_schedule import AttackSchedule, ScheduleCalibration
@@ -26,7 +26,7 @@ from marl_aajr.evaluation.outcomes import (
 )
 from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.evaluation.replacements import Replacement
-from marl_aajr.evaluation.row_games import AttackTask, Row, RowGames, label_of, told
+from marl_aajr.evaluation.row_games import AttackTask, Row, RowGames, label_of, plays_of, told
 from marl_aajr.evaluation.team_returns import TeamReturns
 from marl_aajr.evaluation.time_left import TimeLeft
 from marl_aajr.rollout.batched_env import BatchedEnv
@@ -62,6 +62,8 @@ class Evaluator:
         calibrations: by side and kind of actions, what unattacked selection episodes tell an attack schedule.
         unattacked: by side and kind of actions, the team's returns in them.
         rows: attack and episodes of those after the clean ones, for each kind of actions.
+        longest: steps of the longest clean episode.
+        returns: sums the agents' returns by team.
         cancelled: whether the team's rewards cancelled in every clean episode, though its agents had some.
     """
 
@@ -79,10 +81,12 @@ class Evaluator:
     done: int = 0
     calibrations: dict[tuple[str, Actions], ScheduleCalibration] = field(default_factory=dict)
     unattacked: dict[tuple[str, Actions], tuple[float, ...]] = field(default_factory=dict)
+    longest: int = 0
     cancelled: bool = False
     rows: list[tuple[Attack | None, int]] = field(default_factory=list)
     time: TimeLeft = field(init=False)
     games: RowGames = field(init=False)
+    returns: TeamReturns = field(init=False)
 
     def __post_init__(self) -> None:
         self.time = TimeLeft(self.env.num_envs)
@@ -90,7 +94,7 @@ class Evaluator:
             self.victim, self.spec, self.env, suite=self.suite, seed=self.seed, opponents=self.opponents
         )
         teams = {agent: self.env.teams[agent] for agent in self.env.possible_agents}
-        self._returns = TeamReturns(teams, self.team, self.seed)
+        self.returns = TeamReturns(teams, self.team, self.seed)
 
     @property
     def team(self) -> str:
@@ -119,8 +123,10 @@ class Evaluator:
         rows: list[tuple[Attack | None, int]] = [(attack, suite.episodes) for attack in attacks]
         tried = [*attacks] * (1 if k is None else trials(self.agents, k))
         if suite.alone(self.agents):
-            tried += [*{a.perturbations.epsilon: a for a in attacks}.values()] * len(self.agents)
-        rows += [(attack, suite.selection_episodes) for attack in tried]
+            sizes = {a.perturbations.epsilon: a for a in attacks if not isinstance(a, Fault)}
+            tried += [*sizes.values()] * len(self.agents)
+        rows += [(a, suite.selection_episodes) for a in tried if k is not None or not isinstance(a, Fault)]
+        rows = [row for row in rows for _ in range(plays_of(row[0]))]
         replaced = [(None, episodes) for episodes in (suite.episodes, suite.selection_episodes)]
         controls = [(None, suite.episodes)] * len(self.whole(replacements))
         others = [(None, suite.episodes), *rows, *controls] * len(self.opponents)
@@ -145,17 +151,18 @@ class Evaluator:
                 watch = ScheduleCalibration(self.agents, strategic=self.suite.budget.timing == "strategic")
                 played = self._play("clean", actions, side=side, on_step=watch, selection=True)
                 self.calibrations[side, actions] = watch
-                self.unattacked[side, actions] = self._returns.each(played.returns)
+                self.unattacked[side, actions] = self.returns.each(played.returns)
                 self._schedule(side, actions, self.agents)
 
     def clean(self, side: str, actions: Actions, *, on_step: StepCallback | None = None) -> Outcome:
         """The row without attack."""
         played = self._play("clean", actions, side=side, on_step=on_step)
         if side == OWN:
-            own = self._returns.members(played.returns)
+            self.longest = max(self.longest, played.longest)
+            own = self.returns.members(played.returns)
             size = own.abs().sum(-1)
             self.cancelled = bool((size > 0).any() and (own.sum(-1).abs() <= 1e-6 * size).all())
-        return Outcome(**self._returns.outcome(played))
+        return Outcome(**self.returns.outcome(played))
 
     def task(
         self, side: str, actions: Actions, attack: Attack, agents: tuple[str, ...], *, selection: bool
@@ -173,7 +180,7 @@ class Evaluator:
                 Row(task.actions, side=task.side, attack=run, selection=task.selection)
                 for task, run in zip(some, runs, strict=True)
             ]
-            played = self._play_rows(label_of(some), rows)
+            played = self.play_rows(label_of(some), rows)
             found += [self._of_attack(*each) for each in zip(some, runs, played, strict=True)]
         return found
 
@@ -181,11 +188,11 @@ class Evaluator:
         self, task: AttackTask, run: AttackRun, played: Played
     ) -> AttackOutcome | tuple[float, ...]:
         if task.selection:
-            return self._returns.each(played.returns)
+            return self.returns.each(played.returns)
         statistics, size, steps = run.statistics, task.attack.perturbations.epsilon, task.schedule
         decisions = max(statistics.decisions, 1)
         return AttackOutcome(
-            **self._returns.outcome(played),
+            **self.returns.outcome(played),
             attack=AttackSpec.of(task.attack),
             success_rate=statistics.changed / decisions,
             objective_gain=statistics.gain / decisions,
@@ -209,8 +216,9 @@ class Evaluator:
         *,
         schedule: AttackSchedule | None = None,
         purpose: Purpose = Purpose.ATTACK,
+        draw: int = 0,
     ) -> AttackRun:
-        """An attack on some agents, with random numbers for a purpose."""
+        """An attack on some agents, with random numbers for a purpose, or a draw of those of a fault."""
         return AttackRun(
             attack=attack,
             victim=self.victim,
@@ -219,18 +227,19 @@ class Evaluator:
             generator=stream(self.seed, purpose),
             scales=self.suite.budget.scale_of,
             schedule=schedule,
+            draw=draw,
         )
 
     def replaced(self, replacement: Replacement, actions: Actions, *, side: str = OWN) -> ReplacementOutcome:
         """The row of one replacement, and what the choice of the worst one rests on; none among controls."""
         played = self._play(replacement.label, actions, replacement=replacement, side=side)
-        loyal = self._returns.members(played.returns, but=replacement.agents)
+        loyal = self.returns.members(played.returns, but=replacement.agents)
         left = None
         if self.suite.selection_episodes and side == OWN:
             chosen_on = self._play(replacement.label, actions, replacement=replacement, selection=True)
-            left = self._returns.members(chosen_on.returns).sum(-1).mean().item()
+            left = self.returns.members(chosen_on.returns).sum(-1).mean().item()
         return ReplacementOutcome(
-            **self._returns.outcome(played),
+            **self.returns.outcome(played),
             kind=replacement.kind,
             agents=replacement.agents,
             source=replacement.source,
@@ -261,9 +270,9 @@ class Evaluator:
     def _play(self, what: str, actions: Actions, **how: Any) -> Played:
         """One row; the rest is as for `Row`."""
         row = Row(actions, **how)
-        return self._play_rows(told(what, row.side, row.selection), [row])[0]
+        return self.play_rows(told(what, row.side, row.selection), [row])[0]
 
-    def _play_rows(self, what: str, rows: Sequence[Row]) -> list[Played]:
+    def play_rows(self, what: str, rows: Sequence[Row]) -> list[Played]:
         """Rows side by side, which know nothing of each other."""
         finished = [0] * len(rows)
         sizes = [self.games.episodes(row) for row in rows]

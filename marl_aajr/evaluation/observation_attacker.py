@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from marl_aajr.attacks import Attack, make_attack
+from marl_aajr.attacks import Attack, attack_class, make_attack
+from marl_aajr.attacks.episode_memory import EpisodeMemory
 from marl_aajr.core.environment_values import agent_name, agent_names, as_array, named, own_key, split
 from marl_aajr.core.flat_observations import FlatBox
 from marl_aajr.evaluation.admission import check_attack, settle_units
@@ -79,6 +80,7 @@ class ObservationAttacker:
         groups = [part for group in victim.alike(agents) for part in self.attack.together(group)]
         self._stepper = Stepper(victim, victim.memory(), groups=groups)
         self._generators = StepGenerators(seed)
+        self._memory: EpisodeMemory | None = None
         self._shown: dict[str, Any] = {}
         self._legal: dict[str, Any] = {}
 
@@ -87,6 +89,8 @@ class ObservationAttacker:
         self._stepper.memory.forget()
         self._shown, self._legal = {}, {}
         self._generators.begin(seed)
+        drawn = int(torch.randint(2**62, (1,), generator=self._generators.of(len(self._prepared) + 1)))
+        self._memory = self.attack.remember(1, seed=drawn)
 
     def show(self, seen: Mapping[Any, Any], infos: Mapping[Any, Any]) -> dict[Any, Any]:
         """The observations that agents are shown in this step; asking again changes nothing.
@@ -105,6 +109,8 @@ class ObservationAttacker:
             attack = self._prepared[batch.agent]
             if chosen:
                 attack = attack.with_actions(torch.cat([chosen[agent] for agent in batch.rows]))
+            if self._memory is not None:
+                attack = attack.with_memory(self._memory.at(batch.rows))
             generator = self._generators.of(list(self._prepared).index(batch.agent))
             deltas = attack(batch.policy, batch.inputs, generator=generator).delta
             for agent, _, delta in batch.split(deltas):
@@ -116,11 +122,13 @@ class ObservationAttacker:
         if self.victim.recurrent:
             for agent in agent_names(agents):
                 self._stepper.decide(self._see({a: s for a, s in self._shown.items() if a == agent}))
+        if self._memory is not None:
+            self._memory.advance(agent_names(agents))
         self._shown, self._legal = {}, {}
         self._generators.proceed()
 
     def space(self, agent: Any, space: gym.Space[Any]) -> gym.Space[Any]:
-        """The space of what an agent is shown: that of what it sees, wider by ε, and of floats."""
+        """The space of what an agent is shown: that of what it sees, of floats and wider by ε, or endless."""
         if (name := agent_name(agent)) not in self._prepared:
             return space
         if isinstance(space, gym.spaces.Dict):
@@ -151,6 +159,8 @@ class ObservationAttacker:
     def _wider(self, agent: str, space: gym.Space[Any]) -> gym.spaces.Box:
         assert isinstance(space, gym.spaces.Box)
         size = self._prepared[agent].perturbations
+        if not self.attack.sized:
+            return gym.spaces.Box(-np.inf, np.inf, space.shape, _float_type(space).type)
         reach = size.epsilon * torch.ones(int(np.prod(space.shape)), dtype=torch.float64) * self._unit(agent)
         if (factor := size.preconditioner(reach)) is not None:
             reach = reach * factor
@@ -168,7 +178,7 @@ def _float_type(space: gym.spaces.Box) -> np.dtype[Any]:
 
 def _ready(attack: str | Attack, epsilon: float | None) -> Attack:
     if isinstance(attack, str):
-        if epsilon is None:
+        if epsilon is None and attack_class(attack).sized:
             raise ValueError(f"expected epsilon for the attack {attack!r}, got none; give its size")
         attack = make_attack(attack, epsilon=epsilon)
     if not isinstance(attack, Attack):

@@ -55,6 +55,8 @@ class AttackEntry(Section):
         if isinstance(self.attack, str):
             attack_class(self.attack)
             self.at(1.0)
+        if self.epsilon is not None and not self.sized:
+            raise ValueError(f"expected no epsilon for {self.name}, which has no size, got {self.epsilon:g}")
         return self
 
     @property
@@ -62,10 +64,17 @@ class AttackEntry(Section):
         """The name of the attack."""
         return self.attack if isinstance(self.attack, str) else self.attack.name
 
+    @property
+    def sized(self) -> bool:
+        """Whether the attack has an ε."""
+        return (attack_class(self.attack) if isinstance(self.attack, str) else self.attack).sized
+
     def at(self, epsilon: float, *, norm: Norm = "linf") -> Attack:
-        """The attack with a size; that of a name with a norm unless its settings have one."""
+        """The attack with a size, if it has any; that of a name with a norm unless its settings have one."""
         if isinstance(self.attack, Attack):
             return self.attack.at(epsilon)
+        if not self.sized:
+            return make_attack(self.attack, **self.settings)
         return make_attack(self.attack, epsilon=epsilon, **{"norm": norm, **self.settings})
 
 
@@ -90,6 +99,16 @@ def _different(entries: tuple[AttackEntry, ...]) -> tuple[AttackEntry, ...]:
                 f"expected each attack once, got {entry.name}{size} twice; give it other settings"
             )
     return entries
+
+
+def sizes_are_needed(attacks: Any) -> bool:
+    """Whether one of the attacks, as they may be given, has an ε that does not stand with it.
+
+    Raises:
+        ValueError: no attacks.
+    """
+    entries = validated(Protocol, {"attacks": attacks, "epsilons": None, "suite": Suite()}).attacks
+    return any(entry.sized and entry.epsilon is None for entry in entries)
 
 
 Attacks = Annotated[tuple[AttackEntry, ...], AfterValidator(_different)]
@@ -201,7 +220,7 @@ class Protocol(Section):
 
     @model_validator(mode="after")
     def _epsilons_are_used(self) -> Protocol:
-        unsized = [entry for entry in self.attacks if entry.epsilon is None]
+        unsized = [entry for entry in self.attacks if entry.sized and entry.epsilon is None]
         if self.suite is None and bool(unsized) != bool(self.epsilons):
             raise ValueError(
                 f"expected attacks and epsilons, or neither, got attacks {[entry.name for entry in unsized]} "

@@ -6,6 +6,7 @@
             attacks: AttackOutcome, ...                     one row for each attack and size
             training_attack: AttackOutcome | None           under the attack of the run's own training
             worst: WorstAttack, ...                         one for each size
+            threats: ThreatOutcome, ...                     faults, disturbed actions, dynamics: no size
             subsets: SubsetOutcome, ...                     attacks on some agents, to find the worst
             adversarial_agents: ReplacementOutcome, ...     one for each replacement of agents
             opponents: OpponentResult, ...                  one for each opponent: clean, attacks, …
@@ -37,6 +38,7 @@ from marl_aajr.evaluation.outcomes import (
     Settings,
     Units,
 )
+from marl_aajr.evaluation.threats import ThreatOutcome
 from marl_aajr.evaluation.worst_attack import WorstAttack
 
 Verdict = Literal["pass", "warn", "fail"]
@@ -68,6 +70,7 @@ class Rows(ResultModel):
         clean: without attack.
         attacks: one for each attack and size.
         worst: one for each size; empty where nothing was chosen.
+        threats: sensor faults, disturbed actions and other dynamics, which have no ε.
         subsets: attacks on some agents only, to find the worst; empty where nothing was to be found.
         clean_selection: returns of the selection episodes without attack; empty where no choice rests on
             them.
@@ -78,6 +81,7 @@ class Rows(ResultModel):
     clean: Outcome
     attacks: tuple[AttackOutcome, ...] = ()
     worst: tuple[WorstAttack, ...] = ()
+    threats: tuple[ThreatOutcome, ...] = ()
     subsets: tuple[SubsetOutcome, ...] = ()
     clean_selection: tuple[FiniteFloat, ...] = ()
     adversarial_agents: tuple[ReplacementOutcome, ...] = ()
@@ -208,7 +212,7 @@ class Evaluation(ResultModel):
         for result in self.results:
             beside = [result.training_attack] if result.training_attack else []
             sides = result.sides.values()
-            rows = ((side.clean, *side.attacks, *side.adversarial_agents) for side in sides)
+            rows = ((side.clean, *side.attacks, *side.threats, *side.adversarial_agents) for side in sides)
             for outcome in (*chain.from_iterable(rows), *beside):
                 if len(outcome.returns) != self.episodes:
                     raise ValueError(f"{len(outcome.returns)} returns for {self.episodes} episodes")

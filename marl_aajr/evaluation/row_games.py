@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from marl_aajr.attacks import Attack
+from marl_aajr.attacks import Attack, Fault
 from marl_aajr.attacks.together import Playing
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.evaluation.attack_schedule import AttackSchedule
@@ -40,6 +40,16 @@ class AttackTask:
     schedule: AttackSchedule | None
     selection: bool
 
+    @property
+    def plays(self) -> int:
+        """How often its episodes are played."""
+        return plays_of(self.attack)
+
+
+def plays_of(attack: Attack | None) -> int:
+    """How often an attack's episodes are played: with each of the draws of a fault."""
+    return attack.draws if isinstance(attack, Fault) else 1
+
 
 def told(what: str, side: str, selection: bool) -> str:
     """A row with its opponent and episodes: `pgd 0.1 against ppo-1 (selection)`."""
@@ -49,10 +59,10 @@ def told(what: str, side: str, selection: bool) -> str:
 
 def label_of(tasks: Sequence[AttackTask]) -> str:
     """The label of rows of one attack that are played side by side: `pgd 0.05, 0.1`; see `told`."""
-    sizes = dict.fromkeys(f"{task.attack.perturbations.epsilon:g}" for task in tasks)
+    sizes = dict.fromkeys(f" {task.attack.perturbations.epsilon:g}" * task.attack.sized for task in tasks)
     sides, first = {task.side for task in tasks}, tasks[0]
     return told(
-        f"{first.attack.name} {', '.join(sizes)}",
+        f"{first.attack.name}{','.join(sizes)}",
         first.side if len(sides) == 1 else OWN,
         all(task.selection for task in tasks),
     )

@@ -18,17 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from marl_aajr.attacks import Attack
+from marl_aajr.attacks import Attack, Fault
 from marl_aajr.attacks.together import play_together
 from marl_aajr.core.checks import grouped
 from marl_aajr.core.seeds import Purpose
-from marl_aajr.evaluation.admission import fitted
+from marl_aajr.evaluation.admission import check_fits, fitted
 from marl_aajr.evaluation.budget import candidates, rounds
 from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.outcomes import OWN, Actions, AttackOutcome, AttackSpec, ReplacementOutcome
 from marl_aajr.evaluation.preflight import ObservationSampler
 from marl_aajr.evaluation.replacements import Replacement, mark_worst
 from marl_aajr.evaluation.result import ActionsResult, OpponentResult, Rows, SubsetOutcome
+from marl_aajr.evaluation.threats import ThreatOutcome
 from marl_aajr.evaluation.workers import WorkerPool
 from marl_aajr.evaluation.worst_attack import WorstAttack, worst_of_each_size
 from marl_aajr.victims.stepper import DecisionBatch
@@ -51,6 +52,12 @@ class _Case:
     tried: list[SubsetOutcome] = field(default_factory=list)
     chosen_on: tuple[float, ...] = ()
     outcome: AttackOutcome | None = None
+    threats: tuple[ThreatOutcome, ...] = ()
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it is an attack of some size, which the worst can be chosen from."""
+        return not isinstance(self.attack, Fault)
 
 
 def play_rows(
@@ -78,6 +85,8 @@ def play_rows(
     _foresee(evaluator)
     met = [(side, actions) for side in evaluator.opponents for actions in suite.actions]
     clean |= {key: evaluator.clean(*key) for key in met}
+    for fault in (attack for attack in attacks if isinstance(attack, Fault)):
+        check_fits(fault, evaluator.longest)
     attacks = fitted(evaluator, attacks)
     evaluator.time.begin()
     start = () if suite.budget.worst else tuple(evaluator.agents)
@@ -93,6 +102,7 @@ def play_rows(
         key: Rows(
             clean=clean[key],
             attacks=tuple(case.outcome for case in own if case.outcome is not None),
+            threats=tuple(row for case in own for row in case.threats),
             worst=tuple(row for row, _ in worst[key]),
             subsets=(*(each for case in own for each in case.tried), *alone.get(key, ())),
             clean_selection=evaluator.unattacked.get(key, ()),
@@ -160,15 +170,15 @@ def _find_agents(pool: WorkerPool, evaluator: Evaluator, cases: Sequence[_Case])
         tasks = [evaluator.task(c.side, c.actions, c.attack, a, selection=True) for c, a in tried]
         returns = pool.play(tasks)
         for case in cases:
-            new = [_subset(a, case.attack, r) for (c, a), r in zip(tried, returns, strict=True) if c is case]
-            best = min(new, key=lambda subset: subset.mean)
-            case.tried += new
-            case.agents, case.chosen_on = best.agents, best.returns
+            new = [(a, r) for (c, a), r in zip(tried, returns, strict=True) if c is case]
+            case.agents, case.chosen_on = min(new, key=lambda found: float(np.mean(found[1])))
+            case.tried += [_subset(agents, case.attack, left) for agents, left in new if case.ranked]
 
 
 def _play(pool: WorkerPool, evaluator: Evaluator, cases: Sequence[_Case]) -> None:
     """The reported rows, and the selection episodes where they have not been played."""
-    unchosen = [case for case in cases if evaluator.suite.selection_episodes and not case.chosen_on]
+    choose = evaluator.suite.selection_episodes > 0
+    unchosen = [case for case in cases if choose and case.ranked and not case.chosen_on]
     results = pool.play(
         [
             evaluator.task(case.side, case.actions, case.attack, case.agents, selection=selection)
@@ -177,7 +187,10 @@ def _play(pool: WorkerPool, evaluator: Evaluator, cases: Sequence[_Case]) -> Non
         ]
     )
     for case, outcome in zip(cases, results[: len(cases)], strict=True):
-        case.outcome = outcome
+        if case.ranked:
+            case.outcome = outcome
+        else:
+            case.threats = outcome
     for case, returns in zip(unchosen, results[len(cases) :], strict=True):
         case.chosen_on = returns
 

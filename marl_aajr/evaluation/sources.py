@@ -102,6 +102,8 @@ def file_name(evaluation: Evaluation) -> str:
     asked = evaluation.model_dump(mode="json", include=names)
     asked["actions"] = [result.actions for result in evaluation.results]
     asked["attacks"] = [row.attack.model_dump(mode="json") for row in evaluation.attacks]
+    if threats := evaluation.results[0].threats:
+        asked["threats"] = [row.asked for row in threats]
     by = {"kind", "agents", "source"}
     asked["replaced"] = [row.model_dump(mode="json", include=by) for row in evaluation.adversarial_agents]
     if opponents := evaluation.results[0].opponents:

@@ -22,10 +22,11 @@ from typing import Any
 import torch
 
 from marl_aajr.adversaries.learned import FittedAttack
-from marl_aajr.attacks import Attack
+from marl_aajr.attacks import Attack, Fault
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.admission import fit
 from marl_aajr.evaluation.evaluator import Evaluator
+from marl_aajr.evaluation.fault_rows import play_fault
 from marl_aajr.evaluation.row_games import AttackTask, label_of
 from marl_aajr.rollout.environments import make_batch
 
@@ -82,7 +83,8 @@ class WorkerPool(ExitStack):
                 while done:
                     group, answer = done.popleft()
                     for task in group.tasks:
-                        self._evaluator.finished(task.attack, self._evaluator.games.episodes(task))
+                        for _ in range(task.plays):
+                            self._evaluator.finished(task.attack, self._evaluator.games.episodes(task))
                     self._evaluator.tell(label_of(group.tasks))
                     self._keep(group, answer, results)
         finally:
@@ -110,8 +112,11 @@ class WorkerPool(ExitStack):
         """What a group may take."""
         first, evaluator = group.tasks[0].attack, self._evaluator
         fit = first.seconds if isinstance(first, FittedAttack) and not first.ready else 0.0
-        rows = [(task.attack, evaluator.games.episodes(task)) for task in group.tasks]
-        return fit + sum(evaluator.time.row(*row) for row in rows)
+        rows = [
+            (task.plays, evaluator.time.row(task.attack, evaluator.games.episodes(task)))
+            for task in group.tasks
+        ]
+        return fit + sum(plays * seconds for plays, seconds in rows)
 
     def _keep(self, group: _Group, answer: _Answer, results: dict[int, Any]) -> None:
         first, (found, attack) = group.tasks[0].attack, answer
@@ -148,6 +153,8 @@ def play_fitted(evaluator: Evaluator, tasks: Sequence[AttackTask]) -> _Answer:
         evaluator.tell(f"{attack.name}, which is fitted first")
         attack = fit(evaluator, attack)
         tasks = [replace(task, attack=attack.at(task.attack.perturbations.epsilon)) for task in tasks]
+    if isinstance(attack, Fault):
+        return [play_fault(evaluator, task, attack) for task in tasks], attack
     return evaluator.play(tasks), attack
 
 

@@ -88,7 +88,8 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
     partners = (row.source for row in evaluation.adversarial_agents if row.kind == "partner")
     common += _each("--opponent", [_known(name, renamed) for name in others])
     common += _each("--partner", [_known(name, renamed) for name in dict.fromkeys(partners)])
-    return [[*common, *how] for how in _attacks(evaluation)] or [common]
+    first, *more = _attacks(evaluation) or [[]]
+    return [[*common, *how] for how in ([*first, *_faults(evaluation)], *more)]
 
 
 def _known(name: str, renamed: Mapping[str, str]) -> str:
@@ -163,6 +164,23 @@ def _attacks(evaluation: Evaluation) -> list[list[str]]:
         return [["--suite", evaluation.suite, *_each("--attack", beside), *_sizes(every)]]
     together = grouped((tuple(epsilons), name) for name, epsilons in sizes.items())
     return [[*_each("--attack", names), *_sizes(epsilons)] for epsilons, names in together.items()]
+
+
+def _faults(evaluation: Evaluation) -> list[str]:
+    """The faults that were named beside a suite or instead of it, each with its settings."""
+    known = builtin_suites().get(evaluation.suite)
+    of_suite = {entry.name for entry in known.attacks} if known else set()
+    named = [row for row in evaluation.results[0].threats if (row.kind, row.form) == ("fault", "worst")]
+    if evaluation.suite and known is None:
+        return []
+    return _each(
+        "--attack",
+        [
+            json.dumps({"attack": row.name, **row.settings, "draws": row.draws})
+            for row in named
+            if row.name not in of_suite
+        ],
+    )
 
 
 def _sizes(epsilons: Mapping[float, None] | Sequence[float]) -> list[str]:

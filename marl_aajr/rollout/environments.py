@@ -106,6 +106,15 @@ class EnvironmentSpec:
             pass
         return factory, {**defaults, **given}, teams
 
+    def argument(self, name: str) -> Any:
+        """The value of an argument of the factory, or its default; None: it has none that anybody can see."""
+        factory, arguments, _ = self.factory()
+        try:
+            parameter = inspect.signature(_innermost(factory)).parameters.get(name)
+        except (TypeError, ValueError):
+            parameter = None
+        return arguments.get(name, getattr(parameter, "default", None))
+
 
 def resolve(
     env: str | ModuleType | Factory | EnvironmentSpec, kwargs: Mapping[str, Any] | None = None

@@ -16,8 +16,8 @@ from tests.networks import generator, tanh_policy
 
 FEATURES = 6
 DISCRETE_ONLY = {"pgd-margin", "pgd-strong-margin", "pgd-targeted"}
-ELSEWHERE = {"transfer", "sa-rl", "pa-ad"}
-"""Need a whole victim: see test_transfer.py and test_learned.py."""
+ELSEWHERE = {"transfer", "sa-rl", "pa-ad", "delay", "freeze"}
+"""Need a whole victim, or a past: see test_transfer.py, test_learned.py and test_sensor_faults.py."""
 NAMES = [name for name in ATTACKS if name not in ELSEWHERE]
 
 
@@ -32,11 +32,17 @@ def ready(
     name: str, distribution: ActionDistribution, *, dtype: torch.dtype = torch.float64, **settings: Any
 ) -> Attack:
     """An attack that has learned what it needs; Robust Sarsa gets a random Q."""
-    attack = make_attack(name, **settings)
+    attack = named(name, **settings)
     if isinstance(attack, RobustSarsa):
         k = distribution.k if isinstance(distribution, DiagGaussian) else distribution.num_inputs
         return replace(attack, _q=ActionValue(FEATURES, k, generator=generator(5)).to(dtype))
     return attack
+
+
+def named(name: str, **settings: Any) -> Attack:
+    """An attack by name; one that has no size, without size and norm."""
+    nothing = set() if ATTACKS[name].sized else {"epsilon", "norm"}
+    return make_attack(name, **{key: value for key, value in settings.items() if key not in nothing})
 
 
 def policy_with_critic(distribution: ActionDistribution, *, seed: int = 0) -> ModulePolicy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from math import inf
 from typing import Any, ClassVar
 
 import pytest
@@ -26,8 +27,8 @@ from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian, MultiCategorical
 from marl_aajr.core.objectives import KL, Clean
 from marl_aajr.core.policy import ModulePolicy, Policy
-from marl_aajr.core.threat import PerturbationSet
-from tests.adversaries.opponents import against, policy_with_critic
+from marl_aajr.core.threat import PerturbationSet, Unlimited
+from tests.adversaries.opponents import against, named, policy_with_critic
 from tests.networks import DISTRIBUTIONS, generator, observations, parameters, tanh_policy
 
 BALL = PerturbationSet(epsilon=0.1)
@@ -99,13 +100,14 @@ def test_same_generator_same_attack(distribution: ActionDistribution) -> None:
     assert torch.equal(torch.get_rng_state(), before), "global random numbers were drawn"
 
 
-@pytest.mark.parametrize("attack", [make_attack(name, epsilon=0.1) for name in ATTACKS], ids=str)
+@pytest.mark.parametrize("attack", [named(name, epsilon=0.1) for name in ATTACKS], ids=str)
 def test_attacks_are_values(attack: Attack) -> None:
     assert pickle.loads(pickle.dumps(attack)) == attack
     classes = {cls.__name__: cls for cls in ATTACKS.values()}
-    assert eval(repr(attack), {"PerturbationSet": PerturbationSet, **classes}) == attack
+    spaces: dict[str, type] = {"PerturbationSet": PerturbationSet, "Unlimited": Unlimited}
+    assert eval(repr(attack), {**spaces, **classes}) == attack
     assert hash(attack.at(0.1)) == hash(attack)
-    assert attack.at(0.3).perturbations.epsilon == 0.3
+    assert attack.at(0.3).perturbations.epsilon == (0.3 if attack.sized else inf)
     assert attack.name
     assert attack.summary
     with pytest.raises(AttributeError):
@@ -232,6 +234,11 @@ class TestRefusals:
             ({"name": "pgd", "step": 3}, r"settings of 'pgd' out of .*steps.*; got step$|step out of"),
             ({"name": "pgd", "sped": 3}, "settings of 'pgd' out of .*norm.*steps.*; got sped"),
             ({"name": "pgd", "epsilon": 0.0}, "epsilon > 0"),
+            ({"name": "pgd", "epsilon": None}, "expected an epsilon for 'pgd', got None"),
+            ({"name": "delay"}, "expected no epsilon for 'delay', got 0.1; its size is its settings: draws"),
+            ({"name": "swap", "epsilon": None, "norm": "l2"}, "settings of 'swap' out of .*; got norm"),
+            ({"name": "dropout", "epsilon": None, "share": 0}, r"expected share in \(0, 1\], got 0"),
+            ({"name": "bias", "draws": 0}, "an integer draws ≥ 1, got 0"),
             ({"name": "pgd", "steps": 0}, "an integer steps ≥ 1, got 0"),
             ({"name": "pgd", "restarts": 1.5}, "an integer restarts ≥ 1, got 1.5"),
             ({"name": "pgd", "step_size": -0.1}, "step_size > 0"),

@@ -21,7 +21,7 @@ class TestAttackSpec:
         assert spec.settings == {"mask": [True, False], **own}
         assert spec.described.startswith("norm=l2, mask=[True, False], objective=kl, steps=3")
 
-    @pytest.mark.parametrize("name", ATTACKS)
+    @pytest.mark.parametrize("name", [name for name, cls in ATTACKS.items() if cls.sized])
     def test_every_attack_can_be_made_again(self, name: str) -> None:
         attack = make_attack(name, epsilon=0.25, norm="l2", low=(-1.0, 0.0))
         spec = AttackSpec.model_validate_json(AttackSpec.of(attack).model_dump_json())

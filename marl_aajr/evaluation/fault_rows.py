@@ -1,0 +1,71 @@
+"""The rows of a sensor fault: each episode with every draw of what breaks, and what comes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+
+from marl_aajr.attacks import Fault
+from marl_aajr.evaluation.counted_episodes import Played
+from marl_aajr.evaluation.evaluator import Evaluator
+from marl_aajr.evaluation.row_games import AttackTask, Row, label_of
+from marl_aajr.evaluation.team_returns import TeamReturns
+from marl_aajr.evaluation.threats import ThreatOutcome
+
+
+def play_fault(
+    evaluator: Evaluator, task: AttackTask, fault: Fault
+) -> tuple[ThreatOutcome, ThreatOutcome] | tuple[float, ...]:
+    """The random and the worst form; on the selection episodes the returns of the random one."""
+    played = []
+    for draw in range(fault.draws):
+        run = evaluator.attack_run(fault, task.agents, draw=draw)
+        row = Row(task.actions, side=task.side, attack=run, selection=task.selection)
+        played += evaluator.play_rows(label_of([task]), [row])
+    if task.selection:
+        return evaluator.returns.each(torch.stack([one.returns for one in played]).mean(0))
+    return fault_outcomes(fault, task.agents, played, evaluator.returns)
+
+
+def fault_settings(fault: Fault) -> dict[str, object]:
+    """The settings of a fault that differ from none: its size, if it has one, its own, its limits."""
+    limits = fault.perturbations
+    size = {"epsilon": limits.epsilon} if fault.sized else {}
+    norm = {"norm": limits.norm} if fault.sized and limits.norm != "linf" else {}
+    named = ("mask", "scale", "low", "high")
+    given = {name: value for name in named if (value := getattr(limits, name)) is not None}
+    beside = {"perturbations", "objective", "draws"}
+    own = {f.name: getattr(fault, f.name) for f in fields(fault) if f.repr and f.name not in beside}
+    return {**size, **norm, **own, **given}
+
+
+def fault_outcomes(
+    fault: Fault, agents: tuple[str, ...], played: Sequence[Played], returns: TeamReturns
+) -> tuple[ThreatOutcome, ThreatOutcome]:
+    """The random and the worst form of a fault, from its draws of the same episodes."""
+    earned = torch.stack([draw.returns for draw in played])
+    worst = torch.stack([torch.tensor(returns.each(draw.returns)) for draw in played]).argmin(0)
+    known = set.intersection(*(set(draw.metrics) for draw in played))
+    metrics = {name: torch.stack([draw.metrics[name] for draw in played]) for name in sorted(known)}
+    episodes = torch.arange(len(worst))
+    forms = {
+        "random": Played(earned.mean(0), {name: values.mean(0) for name, values in metrics.items()}),
+        "worst": Played(
+            earned[worst, episodes], {name: values[worst, episodes] for name, values in metrics.items()}
+        ),
+    }
+    random, least = (
+        ThreatOutcome(
+            **returns.outcome(rows),
+            kind="fault",
+            name=fault.name,
+            form=form,  # type: ignore[arg-type]
+            settings=fault_settings(fault),
+            agents=agents,
+            draws=fault.draws,
+        )
+        for form, rows in forms.items()
+    )
+    return random, least
