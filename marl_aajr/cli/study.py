@@ -141,6 +141,7 @@ def _conclude(
 def _foresee(plan: StudyPlan) -> list[Table | str]:
     """What a dry run prints."""
     from marl_aajr.study.driver import expected, on_cluster
+    from marl_aajr.study.study_pool import pool_doubts
 
     with on_cluster(plan) as nodes:
         estimated, seconds = expected(plan, nodes)
@@ -157,7 +158,7 @@ def _foresee(plan: StudyPlan) -> list[Table | str]:
         f"{len(trained)} runs{pool}, {len(plan.nodes)} steps of work, {estimated.left} of them still to do: "
         f"about {clock(seconds)} on {sum(node['CPU'] for node in nodes):g} CPUs, {estimated.basis}."
     )
-    return shown
+    return [*shown, *pool_doubts(plan.study)]
 
 
 def plan_table(plan: StudyPlan, seconds: Mapping[str, float]) -> Table:

@@ -57,6 +57,7 @@ class Notes:
         command: the shell command that repeats all of it; shown instead of one command per run.
         restarts: runs that went on after a fault; their numbers may differ from undisturbed ones.
         cut: what was planned and not done, one sentence each.
+        doubts: what speaks against the comparison, one sentence each.
         caveats: why the same study would not give the same numbers (such as ASHA), one sentence each.
         seconds: wall time of the whole.
     """
@@ -67,6 +68,7 @@ class Notes:
     restarts: Sequence[Incident] = ()
     failures: Sequence[Incident] = ()
     cut: Sequence[str] = ()
+    doubts: Sequence[str] = ()
     caveats: Sequence[str] = ()
     seconds: float | None = None
 
@@ -99,6 +101,7 @@ def cautions_of_study(notes: Notes) -> Iterator[str]:
         yield "The methods were tuned with different numbers of trials (see The study)."
     if notes.restarts:
         yield f"{_runs(notes.restarts)} went on after a fault (see The study)."
+    yield from notes.doubts
 
 
 def _runs(incidents: Sequence[Incident]) -> str:

@@ -22,6 +22,7 @@ from marl_aajr.study.graph import Node
 from marl_aajr.study.progress import StudyPlan
 from marl_aajr.study.runs import StudyRun
 from marl_aajr.study.study_config import StudyConfig
+from marl_aajr.study.study_pool import pool_doubts
 from marl_aajr.study.tuning import budgets
 from marl_aajr.training.files import replaced
 from marl_aajr.training.run_directory import disturbed
@@ -75,6 +76,7 @@ def write_page(plan: StudyPlan) -> Path:
         restarts=list(_restarts(plan.nodes, folder)),
         failures=list(_failures(plan.nodes, folder)),
         cut=[cut] if missing else [],
+        doubts=list(pool_doubts(study)),
         caveats=list(_caveats(study, evaluated, folder)),
         seconds=sum(event.get("seconds", 0.0) for event in events if event["event"] == "session"),
     )
@@ -136,8 +138,6 @@ def _failures(nodes: Mapping[str, Node], folder: StudyFolder) -> Iterator[Incide
 
 
 def _caveats(study: StudyConfig, runs: Sequence[StudyRun], folder: StudyFolder) -> Iterator[str]:
-    if study.tune is not None and study.evaluation.opponents:
-        yield "Settings were tuned by play of each team against its own side, before there was a pool."
     if study.tune is not None:
         yield (
             "Optuna's proposals and ASHA's stops depend on the order in which trials end; they are recorded "

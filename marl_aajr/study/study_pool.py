@@ -62,7 +62,7 @@ def pool(
 ) -> dict[str, tuple[Opponent, ...]]:
     """The members of a study's pool; `tuned` as for `runs`.
 
-    Where the study's grid has several values, members are trained with the first ones.
+    Where the study's grid has several values, members are trained with the first ones; see `pool_doubts`.
 
     Raises:
         ValueError: an unknown method, seeds that the study trains with, policies of another environment or of
@@ -91,6 +91,23 @@ def trained_for(pool: Pool) -> tuple[StudyRun, ...]:
     """The runs that are trained for the pool, each once."""
     runs = (member.run for members in pool.values() for member in members if member.run is not None)
     return tuple({run.name: run for run in runs}.values())
+
+
+def pool_doubts(study: StudyConfig) -> Iterator[str]:
+    """Sentences about what a pool does not make fair, where there is one."""
+    entries = study.evaluation.opponents
+    if entries and study.tune is not None:
+        yield (
+            "Settings are tuned by play of each team against its own side, before there is a pool: what "
+            "makes its own side easier may have been chosen."
+        )
+    several = {key: values[0] for key, values in study.grid.items() if len(values) > 1}
+    if several and any(entry.method is not None for entry in entries):
+        first = ", ".join(f"{key} {value}" for key, value in several.items())
+        yield (
+            f"The pool is trained with the first values of the study's grid alone ({first}): teams trained "
+            "with these have met opponents more like it."
+        )
 
 
 def mixed(study: StudyConfig, source: YamlSource) -> frozenset[str]:

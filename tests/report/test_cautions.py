@@ -31,6 +31,7 @@ NOTES = Notes(
     restarts=[Incident(run="a", what="env runner 1 was lost", times=2)],
     failures=[Incident(run=name, what="NaN", log="b.log") for name in "bcde"],
     cut=["κ has three values of five."],
+    doubts=["The pool knows some of them."],
     caveats=["ASHA depends on the order."],
     seconds=7320,
 )
@@ -57,6 +58,7 @@ def test_unequal_tuning_missing_and_disturbed_runs_are_warned_of() -> None:
         "4 runs failed: missing here (see The study).",
         "The methods were tuned with different numbers of trials (see The study).",
         "a went on after a fault (see The study).",
+        "The pool knows some of them.",
     ]
     assert list(cautions_of_study(Notes())) == []
 

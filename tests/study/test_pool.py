@@ -15,6 +15,7 @@ from marl_aajr.cli.study import _foresee
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.study.driver import prepare
 from marl_aajr.study.progress import StudyPlan, forecast
+from marl_aajr.study.study_pool import pool_doubts
 from marl_aajr.victims import Victim
 from tests.study.files import do, write_study
 
@@ -74,6 +75,23 @@ def test_members_have_a_price(tmp_path: Path) -> None:
     with_pool, without = (forecast(each.nodes, each.folder).seconds for each in (plan, alone))
     assert with_pool["tag-none-s0/evaluation"] == pytest.approx(5 * without["tag-none-s0/evaluation"])
     assert min(with_pool[name] for name in ("tag-none-s100", "tag-none-s100/opponent")) > 0
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_a_pool_does_not_make_fair_is_said_beforehand(tmp_path: Path) -> None:
+    grid = {"grid": {"ppo.gamma": [0.9, 0.95], "ppo.lr": [1e-3]}}
+    *_, said = _foresee(pooled(tmp_path, FRESH, **grid))
+    assert str(said) == (
+        "The pool is trained with the first values of the study's grid alone (ppo.gamma 0.9): teams trained "
+        "with these have met opponents more like it."
+    )
+    assert not list(pool_doubts(pooled(tmp_path, "random", **grid).study))
+    assert not list(pool_doubts(pooled(tmp_path, FRESH).study))
+    searched = {"name": "none", "search": {"ppo.lr": {"low": 1e-4, "high": 1e-2}}}
+    tuned = {"methods": [searched], "tune": {"trials": 2, "env_steps": 200}}
+    (said,) = pool_doubts(pooled(tmp_path, FRESH, **tuned).study)
+    assert said.startswith("Settings are tuned by play of each team against its own side")
+    assert not list(pool_doubts(pooled(tmp_path, **tuned).study))
 
 
 def stranger(folder: Path, name: str = "simple_tag_v3", *, only: str = "", **kwargs: Any) -> str:
@@ -217,8 +235,9 @@ def test_the_seeds_of_a_method_play_with_each_other(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_study_with_a_pool_and_partners(tmp_path: Path) -> None:
+def test_a_study_with_a_pool_and_partners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is stopped once the first of the pool is there, and goes on."""
+    monkeypatch.setattr("marl_aajr.study.report.pool_doubts", lambda study: ["Doubted."])
     trained = {**TRAINED, "seeds": [100]}
     entry = {
         "suite": "suite.yaml",
@@ -244,11 +263,12 @@ def test_a_study_with_a_pool_and_partners(tmp_path: Path) -> None:
     for seed in (0, 1):
         rows = [row for row in table if row["run"] == f"game-none-s{seed}"]
         matrix = {(row["opponent"], row["attack"]): row["return"] for row in rows}
-        assert {key for key in matrix if key[1] == "none"} == {(name, "none") for name in ["own", *names]}
+        for attack in ("none", "idle"):
+            assert {name for name, played in matrix if played == attack} == {"own", *names}
         note = json.loads(plan.folder.note_file(plan.nodes[f"game-none-s{seed}"].run).read_text())
         assert note["clean_return"] == pytest.approx(fmean(matrix[name, "none"] for name in names))
         with_partner = [row for row in table if row["run"] == f"spread-none-s{seed}"]
         partners = [row for row in with_partner if row["attack"] == "partner"]
         assert [row["settings"] for row in partners] == [f"s{1 - seed}"] * 2
         assert {row["opponent"] for row in with_partner} == {"own"}
-    assert plan.folder.report.is_file()
+    assert "<li>Doubted.</li>" in plan.folder.report.read_text()
