@@ -1,16 +1,16 @@
-"""The figure and the tables of experiments/pilot and experiments/minimax, from the results that lie there.
+"""The figure and the tables of a study's page, experiments/STUDY/README.md, from the results that lie there.
 
     .venv/bin/python scripts/pilot_summary.py pilot
+    .venv/bin/python scripts/pilot_summary.py crossplay
     .venv/bin/python scripts/pilot_summary.py minimax
 
 Draws returns.png, and prints a table for each game and kind of actions: the mean over the training runs ±
 half of Student's 95 % t-interval, without an attack and under the worst one of each size (chosen on other
 episodes), and the share of greedy decisions that the strongest PGD of size 0.1 changes; ▲ and ▼ are better
 and worse than PPO, by the interval of the difference (Welch's t, 95 %, not corrected for the number of
-comparisons). Where a game has a success rate, that in % stands for the return. Then how training ended; of
-the pilot, what pursuers of plain PPO earn from the prey of each method; of minimax, its inner loop and the
-verdicts on its hypotheses (minimax_verdicts.py), and its tuning. A method appears once it has been
-evaluated with every seed.
+comparisons). Where a game has a success rate, that in % stands for the return. Then how training ended;
+of crossplay, every opponent and what best responses leave; of minimax, its inner loop and the verdicts on its
+hypotheses (minimax_verdicts.py), and its tuning. A method appears once it has been evaluated with every seed.
 
 --collect STUDY ... first gathers the tables from studies/pilot, or from the studies of minimax:
 training.parquet with the curves of finished runs, and the results.parquet of minimax without single episodes.
@@ -32,6 +32,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from minimax_verdicts import INNER, PLAIN, inner_table, label, score_by_seed, verdicts
 
+from marl_aajr.core.checks import grouped
+from marl_aajr.evaluation.outcomes import OWN
 from marl_aajr.report.estimates import Estimate, number
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.runs import runs as runs_of
@@ -59,20 +61,25 @@ Rows = Sequence[Mapping[str, Any]]
 def main() -> None:
     """Draw the figure and print the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("study", choices=("pilot", "minimax"))
+    parser.add_argument("study", choices=("pilot", "crossplay", "minimax"))
     parser.add_argument("--out", type=Path, help="folder of the figure, if not the study's")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="STUDY", help="such as studies/pilot")
     options = parser.parse_args()
     folder = EXPERIMENTS / options.study
     if options.collect:
         collect(options.collect, folder)
-    games = load_pilot(folder) if options.study == "pilot" else complete(read(folder / "results.parquet"))
+    rows = read(folder / "results.parquet")
+    rows = rows if options.study == "minimax" else sorted(rows, key=_order)
+    games = {"minimax": complete, "pilot": by_game, "crossplay": by_side}[options.study](rows)
     draw(games).savefig((options.out or folder) / "returns.png", dpi=110)
-    for (game, rows), actions in product(games.items(), ACTIONS):
-        show(f"{game}, {actions} actions", table(of(rows, actions=actions)))
+    for game, actions in product(games, kinds(rows)):
+        show(f"{game}, {actions} actions", table(of(games[game], actions=actions)))
+    if options.study == "crossplay":
+        show("every opponent, without an attack", matrix(rows))
+        show("best responses", response_table(rows))
+        return
     curves = by_game(read(folder / "training.parquet"))
     if options.study == "pilot":
-        show("prey of each method, pursuers of another plain run", prey_table(read(folder / "prey.parquet")))
         show(f"simple_spread: {ENDS}", training_table(curves["simple_spread_v3"]))
         return
     for tuned in sorted(folder.glob("*_tuning.parquet")):
@@ -87,6 +94,11 @@ def main() -> None:
 def show(title: str, lines: Sequence[str]) -> None:
     """Print a table under its title."""
     print(title, "", *lines, "", sep="\n")
+
+
+def kinds(rows: Rows) -> list[str]:
+    """The kinds of actions that were played."""
+    return [actions for actions in ACTIONS if of(rows, actions=actions)]
 
 
 def of(rows: Rows, *, actions: str) -> Rows:
@@ -151,17 +163,44 @@ def by_game(rows: Rows) -> dict[str, Rows]:
     }
 
 
-def load_pilot(folder: Path) -> dict[str, Rows]:
-    """The rows of each game of the pilot; a game is an environment, and who is met there."""
-    own, crossed = (
-        sorted(read(folder / file), key=_order) for file in ("results.parquet", "crossplay.parquet")
-    )
-    spread, tag = ([row for row in own if name in row["environment"]] for name in ("spread", "tag"))
+def by_side(rows: Rows) -> dict[str, Rows]:
+    """The rows against the own side, and means over the pool, of each opponent under the worst attack."""
+    counted = [row for row in rows if row["epsilon"] is not None and (row["worst"] or not row["epsilon"])]
+    met = grouped(((row["run"], row["epsilon"]), row) for row in counted if row["opponent"] != OWN)
+    means = [{**of[0], "return": fmean(row["return"] for row in of)} for of in met.values()]
     return {
-        "simple_spread": spread,
-        "simple_tag, prey of its own run": tag,
-        "simple_tag, prey of another plain run": crossed,
+        "against their own prey": [row for row in counted if row["opponent"] == OWN],
+        "mean over the pool": means,
     }
+
+
+def matrix(rows: Rows) -> list[str]:
+    """Lines of Markdown: the mean return of each method against each opponent, without an attack."""
+    clean = [row for row in rows if row["attack"] == "none"]
+    opponents = list(dict.fromkeys(row["opponent"] for row in clean))
+    lines = [f"| | {' | '.join(opponents)} |", "|---" * (len(opponents) + 1) + "|"]
+    for method in dict.fromkeys(row["label"] for row in clean):
+        met = grouped((row["opponent"], row["return"]) for row in clean if row["label"] == method)
+        lines.append(f"| {method} | {' | '.join(f'{fmean(met[name]):.1f}' for name in opponents)} |")
+    return lines
+
+
+def response_table(rows: Rows) -> list[str]:
+    """Lines of Markdown: what a best response leaves to each method, and what is lost to it."""
+    lines = ["| | own prey | best response | lost |", "|---|---|---|---|"]
+    for method in dict.fromkeys(row["label"] for row in rows):
+        home = score_by_seed([row for row in rows if row["opponent"] == OWN], method, 0.0)
+        met = {
+            row["seed"]: row["return"]
+            for row in rows
+            if (row["label"], row["attack"]) == (method, "best-response")
+        }
+        lost = {seed: home[seed] - left for seed, left in met.items()}
+        cells = (
+            Estimate.over("runs", [of[seed] for seed in sorted(home)], level=0.95) for of in (home, met, lost)
+        )
+        lines.append(f"| {method} | {' | '.join(_interval(each) for each in cells)} |")
+    return lines
 
 
 def complete(rows: Rows) -> dict[str, Rows]:
@@ -176,21 +215,16 @@ def complete(rows: Rows) -> dict[str, Rows]:
 def table(rows: Rows) -> list[str]:
     """Lines of Markdown: a row per method, of one kind of actions."""
     sizes = " | ".join(f"ε = {epsilon:g}" for epsilon in EPSILONS[1:])
-    lines = [f"| | no attack | {sizes} | decisions changed |", "|---|---|---|---|---|---|"]
+    strong = any(row["attack"] == "pgd-strong" for row in rows)
+    lines = [
+        f"| | no attack | {sizes} |{' decisions changed |' if strong else ''}",
+        "|---" * (6 if strong else 5) + "|",
+    ]
     for method in dict.fromkeys(row["label"] for row in rows):
         found = ((estimate(rows, method, epsilon), estimate(rows, PLAIN, epsilon)) for epsilon in EPSILONS)
-        cells = (_cell(ours, plain) for ours, plain in found)
-        lines.append(f"| {method} | {' | '.join(cells)} | {_changed(rows, method):.0%} |")
-    return lines
-
-
-def prey_table(rows: Rows) -> list[str]:
-    """Lines of Markdown: what the same pursuers earn from the prey of each method."""
-    lines = ["| prey of | greedy | sampled |", "|---|---|---|"]
-    for method in dict.fromkeys(row["label"] for row in rows):
-        kinds = (of(rows, actions=actions) for actions in ACTIONS)
-        found = ((estimate(kind, method, 0.0), estimate(kind, PLAIN, 0.0)) for kind in kinds)
-        lines.append(f"| {method} | {' | '.join(_cell(ours, plain) for ours, plain in found)} |")
+        cells = [_cell(ours, plain) for ours, plain in found]
+        cells += [f"{_changed(rows, method):.0%}"] if strong else []
+        lines.append(f"| {method} | {' | '.join(cells)} |")
     return lines
 
 
@@ -233,9 +267,10 @@ def estimate(rows: Rows, method: str, epsilon: float) -> Estimate:
 
 def draw(games: Mapping[str, Rows]) -> Figure:
     """Score against ε, a panel for each game and kind of actions."""
-    wide = len(games)
-    figure, panels = plt.subplots(2, wide, figsize=(3 + 3 * wide, 6.2), sharex=True, squeeze=False)
-    for (actions, game), axes in zip(product(ACTIONS, games), panels.flat, strict=True):
+    wide, shown = len(games), kinds([row for rows in games.values() for row in rows])
+    size = (3 + 3 * wide, 0.6 + 2.8 * len(shown))
+    figure, panels = plt.subplots(len(shown), wide, figsize=size, sharex=True, squeeze=False)
+    for (actions, game), axes in zip(product(shown, games), panels.flat, strict=True):
         _draw_panel(axes, of(games[game], actions=actions))
         axes.set_title(f"{game}: {actions}", loc="left", fontsize=9, fontweight="bold")
     for axes in panels[-1]:
@@ -281,9 +316,13 @@ def _changed(rows: Rows, method: str) -> float:
 
 def _cell(found: Estimate, plain: Estimate) -> str:
     """Mean and half interval; better or worse than plain PPO by the interval of the difference (Welch)."""
-    half = "" if found.high is None else f" ± {found.high - found.mean:.1f}"
     mark = " ▲" if found.minus(plain).positive else " ▼" if plain.minus(found).positive else ""
-    return f"{found.mean:.1f}{half}{mark}".replace("-", "−")
+    return f"{_interval(found)}{mark}"
+
+
+def _interval(found: Estimate) -> str:
+    half = "" if found.high is None else f" ± {found.high - found.mean:.1f}"
+    return f"{found.mean:.1f}{half}".replace("-", "−")
 
 
 if __name__ == "__main__":

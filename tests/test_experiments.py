@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import re
 import subprocess
@@ -12,35 +13,81 @@ from typing import Any
 
 import pytest
 
+from marl_aajr.report import compare, headline
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-PILOT, MINIMAX = ((ROOT / "experiments" / name / "README.md").read_text() for name in ("pilot", "minimax"))
+STUDIES = {"pilot": 5, "crossplay": 4, "minimax": 6}
+"""Study -> how many tables its page has."""
+PAGES = {name: (ROOT / "experiments" / name / "README.md").read_text() for name in STUDIES}
 
 
-@pytest.mark.parametrize(("study", "page", "tables"), [("pilot", PILOT, 8), ("minimax", MINIMAX, 6)])
-def test_the_tables_of_a_page_are_those_of_its_results(
-    tmp_path: Path, study: str, page: str, tables: int
-) -> None:
+@pytest.mark.parametrize(("study", "tables"), STUDIES.items())
+def test_the_tables_of_a_page_are_those_of_its_results(tmp_path: Path, study: str, tables: int) -> None:
     words = [sys.executable, str(ROOT / "scripts" / "pilot_summary.py"), study, "--out", str(tmp_path)]
     printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert sum(row.startswith("|---") for row in rows) == tables
-    assert [row for row in rows if row not in page.splitlines()] == []
+    assert [row for row in rows if row not in PAGES[study].splitlines()] == []
     assert (tmp_path / "returns.png").stat().st_size > 10_000
 
 
 def test_the_snippet_of_the_pilot_prints_a_line_for_each_run() -> None:
-    (snippet,) = re.findall(r"```python\n(.*?)```", PILOT, re.DOTALL)
+    (snippet,) = re.findall(r"```python\n(.*?)```", PAGES["pilot"], re.DOTALL)
     words = [sys.executable, "-c", snippet]
     printed = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert len(printed.splitlines()) == 48
+
+
+@pytest.mark.parametrize("study", ["pilot", "crossplay"])
+def test_a_page_says_what_the_report_beside_it_says(study: str) -> None:
+    report = (ROOT / "experiments" / study / "report.html").read_text()
+    (headline,) = re.findall(r'class="opening">.*?<p class="verdict">(.*?)</p>', report, re.DOTALL)
+    said = " ".join(PAGES[study].replace("\n> ", " ").split())
+    assert " ".join(html.unescape(headline).split()) in said
+
+
+def test_the_pilots_page_on_simple_spread_is_made_of_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    found = compare(importlib.import_module("pilot_page").recorded_runs())
+    assert len(found.runs) == 24
+    said = " ".join(headline(found).removesuffix(".").split())
+    assert f"On simple_spread_v3 {said}; on simple_tag" in " ".join(
+        PAGES["pilot"].replace("\n> ", " ").split()
+    )
+
+
+def test_the_leads_of_simple_tag_vanish_once_all_meet_the_same_prey(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At home each method with a penalty leads plain PPO somewhere; over the pool one does, elsewhere."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    summary = importlib.import_module("pilot_summary")
+    sides = summary.by_side(summary.read(ROOT / "experiments/crossplay/results.parquet"))
+    methods = ("AAJR, κ = 0, λ = 0.001", "Frobenius, λ = 0.001", "smooth policy, λ = 0.1")
+
+    def leads(rows: Rows, *, ahead: bool = True) -> set[tuple[str, float]]:
+        found = {
+            (method, epsilon): [summary.estimate(rows, name, epsilon) for name in (method, "PPO")]
+            for method in methods
+            for epsilon in (0.0, 0.05, 0.1, 0.2)
+        }
+        pairs = {place: pair if ahead else pair[::-1] for place, pair in found.items()}
+        return {place for place, (ours, plain) in pairs.items() if ours.minus(plain).positive}
+
+    home, pool = (sides[side] for side in ("against their own prey", "mean over the pool"))
+    aajr, frobenius, smooth = methods
+    assert leads(home) == {(aajr, 0.05), (aajr, 0.2), (frobenius, 0.2), (smooth, 0.05)}
+    assert leads(pool) == {(smooth, 0.1)}
+    assert (leads(home, ahead=False), leads(pool, ahead=False)) == (set(), {(m, 0.0) for m in methods})
 
 
 ALONE = "adversarial training"
 METHODS: tuple[str, ...] = ("PPO", ALONE, f"{ALONE} + AAJR on logits", f"{ALONE} + AAJR on margin")
 METHODS += (f"{ALONE} + Frobenius", "smooth policy")
 Scores = Sequence[tuple[int, int]]
+Rows = Sequence[dict[str, Any]]
 
 
 def _rows(scores: Scores, spread: float) -> list[dict[str, Any]]:

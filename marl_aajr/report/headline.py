@@ -24,12 +24,12 @@ def headline(comparison: Comparison) -> str:
 
 
 def headline_of_all(comparisons: Sequence[Comparison], found: Summaries) -> str:
-    """The outcome of a page: over all environments where scores say so, else environment by environment."""
+    """The outcome of a page: of each environment where they are few, else by scores if there are any."""
     if len(comparisons) == 1:
         return headline(comparisons[0])
-    if found:
-        return headline_of_scores(found)
     few = len(comparisons) <= FEW
+    if found and not few:
+        return headline_of_scores(found)
     told = grouped(
         ("; ".join(_clauses(each)) if few else _in_short(each), each.task.short) for each in comparisons
     )
@@ -62,10 +62,30 @@ def _clauses(comparison: Comparison) -> list[str]:
     if not (best := _never_behind(kept)):
         named = list({one.best.method.label: one.best for one in kept}.values())
         return [_at_each_size(kept), *nothing, *_judges(comparison), *_doubt(comparison, named)]
-    clauses = [_best(best, ahead, every=len(ahead) == len(comparison.epsilons))]
-    if plain is not None and plain not in best:
-        clauses += _price(best, plain, decimals=comparison.decimals)
-    return [*clauses, *nothing, *_judges(comparison), *_doubt(comparison, best)]
+    named = [row for row in best if any(_leads(row, rows, e) for one in kept for e in one.at)] or best
+    if unsure := [row for row in best if row not in named]:
+        clauses = list(_unsure(named, unsure, kept))
+    else:
+        clauses = [_best(named, ahead, every=len(ahead) == len(comparison.epsilons))]
+    if plain is not None and plain not in named:
+        clauses += _price(named, plain, decimals=comparison.decimals)
+    return [*clauses, *nothing, *_judges(comparison), *_doubt(comparison, named)]
+
+
+def _leads(row: MethodRow, rows: Sequence[MethodRow], epsilon: float) -> bool:
+    return any(row.lead(other, epsilon).positive for other in rows if other is not row)
+
+
+def _unsure(
+    named: Sequence[MethodRow], unsure: Sequence[MethodRow], found: Sequence[Ranking]
+) -> Iterator[str]:
+    """The methods that lead somebody, beside those that lead nobody and that nobody leads."""
+    ahead, beside = (listing([_name(row) for row in rows]) for rows in (named, unsure))
+    at = sorted(epsilon for one in found if not one.open for epsilon in one.at)
+    verb = "survive" if len(named) > 1 else "survives"
+    yield f"{ahead} {verb} attacks of {epsilons(at)} best, but cannot be told apart from {beside}"
+    if alike := sorted(epsilon for one in found if one.open for epsilon in one.at):
+        yield f"at {epsilons(alike)} no methods can be told apart"
 
 
 def _in_short(comparison: Comparison) -> str:

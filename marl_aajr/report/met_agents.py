@@ -83,7 +83,7 @@ def _where(met: Met, members: Sequence[str]) -> str:
     if met.kind == "own":
         return "its own side and members"
     if not met.teammates and met.kind not in ("opponent", "best-response"):
-        return met.name or met.kind
+        return met.name or ", ".join(met.agents)
     return "the whole team" if set(met.agents) == set(members) else ", ".join(met.agents)
 
 

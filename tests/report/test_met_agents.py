@@ -68,13 +68,14 @@ def test_friends_and_foes_of_both_kinds_of_games_are_in_one_order(tmp_path: Path
             trained("opponent", 5.0, agents=["agent_1"]),
             trained("best-response", 3.0, agents=["agent_1"]),
             replaced("idle", 0.0, agents=["agent_0"]),
+            replaced("idle", 90.0, agents=["agent_1"]),
         ],
     )
     blocks = agents_met(compared(tmp_path, none=[content]))
     assert [(block.title.partition(":")[0], [line.header for line in block.lines]) for block in blocks] == [
         ("Nobody replaced", ["its own side and members"]),
         ("Strangers", ["other", "strong"]),
-        ("Idle agents", ["the whole team"]),
+        ("Idle agents", ["agent_1", "the whole team"]),
         ("Opponents trained against it", ["agent_1"]),
         ("Best responses", ["agent_1"]),
     ]

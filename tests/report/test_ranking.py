@@ -10,6 +10,7 @@ import pytest
 from marl_aajr.report import Comparison, compare, compare_each, headline, load_run
 from marl_aajr.report.headline import headline_of_all
 from marl_aajr.report.ranking import nothing_learned, ranked, unranked
+from marl_aajr.report.scores import summarise
 from marl_aajr.report.tables import results
 from tests.report.evaluations import evaluation
 from tests.report.factory import (
@@ -58,6 +59,15 @@ class TestHeadline:
         assert said(paths) == (
             "aajr and ernie survive attacks best, and cannot be told apart; without an attack they cannot be "
             "told apart from plain PPO."
+        )
+
+    def test_one_that_leads_nobody_is_not_named_the_best(self, tmp_path: Path) -> None:
+        """Its three runs lie too far apart to tell it from anybody."""
+        paths = two(tmp_path, HARD, {("pgd", 0.1): -20.0, ("pgd", 0.2): -4.0})
+        paths += write_method(tmp_path, "ernie", clean=[-20.0, -40.5, -61.0], attacks=MILD)
+        assert said(paths) == (
+            "aajr survives attacks of ε = 0.2 best, but cannot be told apart from ernie; at ε = 0.1 no "
+            "methods can be told apart; without an attack it cannot be told apart from plain PPO."
         )
 
     @pytest.mark.parametrize(
@@ -122,7 +132,9 @@ class TestHeadline:
     def test_of_several_environments_each_is_told(self, tmp_path: Path) -> None:
         paths = runs_of(tmp_path, "none", THREE) + runs_of(tmp_path, "aajr", THREE, loss=-2.0)
         paths += runs_of(tmp_path, "none", THREE, env=TAG) + runs_of(tmp_path, "aajr", THREE, env=TAG)
-        assert headline_of_all(compare_each(paths), {}).replace("\u00a0", " ") == (
+        comparisons = compare_each(paths)
+        scores = summarise(comparisons, {})
+        assert headline_of_all(comparisons, scores).replace("\u00a0", " ") == (
             "On simple_spread_v3 aajr survives attacks best; without an attack it cannot be told apart from "
             "plain PPO; on simple_tag_v3 aajr does not survive attacks of ε = 0.1 better than plain PPO."
         )
@@ -132,10 +144,13 @@ class TestHeadline:
         for i in range(4):
             env = {"name": f"game_{i}", "kwargs": {}}
             paths += runs_of(tmp_path, "none", THREE, env=env) + runs_of(tmp_path, "aajr", THREE, env=env)
-        assert headline_of_all(compare_each(paths), {}) == (
+        comparisons = compare_each(paths)
+        assert headline_of_all(comparisons, {}) == (
             "On 4 of 6 environments no method stands out; on simple_spread_v3 and simple_tag_v3 aajr "
             "survives attacks best."
         )
+        scores = summarise(comparisons, {})
+        assert headline_of_all(comparisons, scores).startswith("Over all environments")
 
 
 class TestLearnedNothing:
