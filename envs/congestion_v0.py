@@ -47,6 +47,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from marl_aajr.core.channels import in_order
 from marl_aajr.core.checks import positive, proportion, whole
 from marl_aajr.core.seeds import Streams
 from marl_aajr.rollout.teams import ONE_TEAM
@@ -191,6 +192,8 @@ class CongestionBatch(TensorBatch):
             dtype=dtype,
         )
         self.game = game
+        seen = in_order({"reports": resources, "choice": resources}, choice=resources)
+        self.channels = dict.fromkeys(game.teams, seen)
         agents = len(game.teams)
         with torch.inference_mode(False):
             self.background = torch.zeros(resources, num_envs, device=self.device, dtype=dtype)

@@ -17,9 +17,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from marl_aajr.core.channels import in_order
 from marl_aajr.core.seeds import Streams
 
-from .particles import TIME_STEP, Body, Layout, RowIndex, World, WorldState
+from .particles import TIME_STEP, Body, Layout, RowIndex, World, WorldState, flat
 from .scenario import Scenario
 from .single_copy import draw_particles
 from .tensor_batch import TensorBatch, unbounded
@@ -127,7 +128,8 @@ class ParticleBatch(TensorBatch):
     ) -> None:
         layout = scenario.layout()
         rows = RowIndex(layout)
-        seen = [scenario.observation(rows, i) for i in range(len(layout.agents))]
+        parts = [scenario.observation(rows, i) for i in range(len(layout.agents))]
+        seen = [flat([*each.values()]) for each in parts]
         names = [agent.name for agent in layout.agents]
         spaces = [
             action_space(agent, message_size=layout.message_size, continuous=scenario.continuous_actions)
@@ -147,6 +149,10 @@ class ParticleBatch(TensorBatch):
             dtype=dtype,
         )
         self.scenario = scenario
+        chosen = bool(layout.speakers) and not scenario.continuous_actions
+        words = {"messages": layout.message_size} if chosen else {}
+        sizes = ({channel: rows.size for channel, rows in each.items()} for each in parts)
+        self.channels = {name: in_order(own, **words) for name, own in zip(names, sizes, strict=True)}
         with torch.inference_mode(False):
             self.world = World(layout, num_envs, device=self.device, dtype=dtype)
             blank = torch.zeros(layout.kept, num_envs, device=self.device, dtype=dtype)

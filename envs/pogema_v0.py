@@ -47,6 +47,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from marl_aajr.core.channels import in_order
 from marl_aajr.core.checks import one_of, proportion, whole
 from marl_aajr.core.seeds import Streams
 from marl_aajr.rollout.batched_env import BatchedStep
@@ -127,7 +128,7 @@ class PogemaBatch(TensorBatch):
     ) -> None:
         agents, size, r = game.num_agents, game.size, game.obs_radius
         names = [f"player_{i}" for i in range(agents)]
-        side = 2 * r + 1
+        side, wide = 2 * r + 1, size + 2 * r
         self._shape = (3 * side**2,) if game.flat else (3, side, side)
         seen = spaces.Box(-1.0, 1.0, self._shape, numpy_dtype(dtype))
         super().__init__(
@@ -141,8 +142,8 @@ class PogemaBatch(TensorBatch):
             device=device,
             dtype=dtype,
         )
-        self.game = game
-        wide = size + 2 * r
+        planes = in_order(dict.fromkeys(("obstacles", "others", "goal"), side**2))
+        self.game, self.channels = game, dict.fromkeys(names, planes)
         with torch.inference_mode(False):
             padded = torch.zeros(num_envs, wide, wide, device=self.device, dtype=dtype)
             padded[:, r - 1 : size + r + 1, r - 1 : size + r + 1] = 1

@@ -60,8 +60,8 @@ class Scenario(ABC):
         """The bodies in the world."""
 
     @abstractmethod
-    def observation(self, rows: RowIndex, agent: int) -> Index:
-        """Which rows an agent sees, in order."""
+    def observation(self, rows: RowIndex, agent: int) -> dict[str, Index]:
+        """Which rows an agent sees, in order, by channel: numbers `[n]` or vectors `[2, n]`."""
 
     @abstractmethod
     def reward(self, world: World) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from marl_aajr.core.checks import whole
 
 from .particle_batch import ParticleBatch
-from .particles import Body, Index, Layout, RowIndex, World, WorldState, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, WorldState, landmark
 from .scenario import PartlyObserved, mark, two_sides
 from .single_copy import factories
 
@@ -57,13 +57,13 @@ class SimpleAdversary(PartlyObserved):
     def begin(self, fresh: WorldState, picks: Sequence[Tensor]) -> None:
         mark(fresh, 0, picks[0])
 
-    def observation(self, rows: RowIndex, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> dict[str, Index]:
         others = [i for i in range(self.N + 1) if i != agent]
-        seen = [
-            self.seen_landmarks(rows, agent, list(range(self.N + 1, self.goal))),
-            self.seen_agents(rows, agent, others),
-        ]
-        return flat(seen if agent == 0 else [rows.relative[:, agent, self.goal], *seen])
+        seen = {
+            "landmarks": self.seen_landmarks(rows, agent, list(range(self.N + 1, self.goal))),
+            "others": self.seen_agents(rows, agent, others),
+        }
+        return seen if agent == 0 else {"goal": rows.relative[:, agent, self.goal], **seen}
 
     def reward(self, world: World) -> Tensor:
         to_goal = world.distance[:, self.goal]

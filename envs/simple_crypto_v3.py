@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -46,10 +45,10 @@ class SimpleCrypto(Scenario):
         write_colors(fresh.extra["bit"], _CODES, picks[0])
         write_colors(fresh.extra["key"], _CODES, picks[1])
 
-    def observation(self, rows: RowIndex, agent: int) -> Index:
-        heard, key, bit = rows.message(_ALICE), rows.extra["key"], rows.extra["bit"]
-        seen = {_EVE: [heard], _BOB: [key, heard], _ALICE: [bit, key]}
-        return np.concatenate(seen[agent])
+    def observation(self, rows: RowIndex, agent: int) -> dict[str, Index]:
+        known = {"bit": rows.extra["bit"], "key": rows.extra["key"], "messages": rows.message(_ALICE)}
+        seen = {_EVE: ("messages",), _BOB: ("key", "messages"), _ALICE: ("bit", "key")}
+        return {channel: known[channel] for channel in seen[agent]}
 
     def reward(self, world: World) -> Tensor:
         said = world.message

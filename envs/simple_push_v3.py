@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .particle_batch import ParticleBatch
-from .particles import Body, Index, Layout, RowIndex, World, WorldState, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, WorldState, landmark
 from .scenario import Scenario, mark, two_sides, write_colors
 from .single_copy import factories
 
@@ -43,14 +43,19 @@ class SimplePush(Scenario):
         both = [value for color in _LANDMARK_COLORS for value in color]
         fresh.extra["landmark_colors"].copy_(fresh.rows.new_tensor(both)[:, None])
 
-    def observation(self, rows: RowIndex, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> dict[str, Index]:
         landmarks = rows.relative[:, agent, _LANDMARKS]
         other = rows.relative[:, agent, 1 - agent]
         if agent == 0:
-            return flat([rows.velocity[:, agent], landmarks, other])
-        goal = rows.relative[:, agent, _GOAL]
-        colors = [rows.extra["color"], landmarks, rows.extra["landmark_colors"]]
-        return flat([rows.velocity[:, agent], goal, *colors, other])
+            return {"velocity": rows.velocity[:, agent], "landmarks": landmarks, "others": other}
+        return {
+            "velocity": rows.velocity[:, agent],
+            "goal": rows.relative[:, agent, _GOAL],
+            "color": rows.extra["color"],
+            "landmarks": landmarks,
+            "landmark_colors": rows.extra["landmark_colors"],
+            "others": other,
+        }
 
     def reward(self, world: World) -> Tensor:
         adversary, agent = world.distance[:, _GOAL]

@@ -12,7 +12,7 @@ from torch import Tensor
 from marl_aajr.core.checks import proportion
 
 from .particle_batch import ParticleBatch
-from .particles import Body, Index, Layout, RowIndex, World, WorldState, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, WorldState, landmark
 from .scenario import Scenario, mark, numbered, write_colors
 from .single_copy import factories
 
@@ -53,10 +53,13 @@ class SimpleReference(Scenario):
             mark(fresh, agent, pick)
             write_colors(fresh.extra["goal_colors"][agent], _COLORS, pick)
 
-    def observation(self, rows: RowIndex, agent: int) -> Index:
-        landmarks = rows.relative[:, agent, _LANDMARKS]
-        goal = rows.extra["goal_colors"][agent]
-        return flat([rows.velocity[:, agent], landmarks, goal, rows.message(1 - agent)])
+    def observation(self, rows: RowIndex, agent: int) -> dict[str, Index]:
+        return {
+            "velocity": rows.velocity[:, agent],
+            "landmarks": rows.relative[:, agent, _LANDMARKS],
+            "goal": rows.extra["goal_colors"][agent],
+            "messages": rows.message(1 - agent),
+        }
 
     def reward(self, world: World) -> Tensor:
         apart = torch.stack([world.distance[1 - i, goal] for i, goal in enumerate(_GOALS)])

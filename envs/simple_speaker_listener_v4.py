@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from .particle_batch import ParticleBatch
-from .particles import Body, Index, Layout, RowIndex, World, WorldState, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, WorldState, landmark
 from .scenario import Scenario, mark, write_colors
 from .single_copy import factories
 
@@ -38,11 +38,14 @@ class SimpleSpeakerListener(Scenario):
         mark(fresh, 0, picks[0])
         write_colors(fresh.extra["goal_color"], _COLORS, picks[0])
 
-    def observation(self, rows: RowIndex, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> dict[str, Index]:
         if agent == _SPEAKER:
-            return rows.extra["goal_color"]
-        landmarks = rows.relative[:, agent, _LANDMARKS]
-        return flat([rows.velocity[:, agent], landmarks, rows.message(_SPEAKER)])
+            return {"goal": rows.extra["goal_color"]}
+        return {
+            "velocity": rows.velocity[:, agent],
+            "landmarks": rows.relative[:, agent, _LANDMARKS],
+            "messages": rows.message(_SPEAKER),
+        }
 
     def reward(self, world: World) -> Tensor:
         return -world.distance[_LISTENER, _GOAL].square().expand(2, -1)

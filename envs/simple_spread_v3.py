@@ -10,7 +10,7 @@ from torch import Tensor
 from marl_aajr.core.checks import proportion, whole
 
 from .particle_batch import ParticleBatch
-from .particles import Body, Index, Layout, RowIndex, World, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, landmark
 from .scenario import PartlyObserved, numbered
 from .single_copy import factories
 
@@ -54,12 +54,18 @@ class SimpleSpread(PartlyObserved):
             extras=self.near_rows(agents=self.N, landmarks=self.N),
         )
 
-    def observation(self, rows: RowIndex, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> dict[str, Index]:
         others = [i for i in range(self.N) if i != agent]
         seen = self.seen_agents(rows, agent, others)
         silence = rows.zeros(2 * seen.shape[1])
         landmarks = self.seen_landmarks(rows, agent, list(range(self.N, 2 * self.N)))
-        return flat([rows.velocity[:, agent], rows.position[:, agent], landmarks, seen, silence])
+        return {
+            "velocity": rows.velocity[:, agent],
+            "position": rows.position[:, agent],
+            "landmarks": landmarks,
+            "others": seen,
+            "messages": silence,
+        }
 
     def reward(self, world: World) -> Tensor:
         common = world.distance[:, self.N :].amin(0).sum(0).mul_(self.local_ratio - 1)

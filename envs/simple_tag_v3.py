@@ -12,7 +12,7 @@ from torch import Tensor
 from marl_aajr.core.checks import whole
 
 from .particle_batch import ParticleBatch
-from .particles import Index, Layout, RowIndex, World, WorldState, flat, landmark
+from .particles import Index, Layout, RowIndex, World, WorldState, landmark
 from .scenario import PREY, PURSUER, PartlyObserved, catches, sides, straying, touches, two_sides
 from .single_copy import factories
 
@@ -75,13 +75,17 @@ class SimpleTag(PartlyObserved):
             agility = fresh.extra["agility"].fill_(1.0)
             agility[self.num_adversaries :] = SPEED_FACTORS[fresh.curriculum_stage]
 
-    def observation(self, rows: RowIndex, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> dict[str, Index]:
         others = [i for i in range(self.agents) if i != agent]
         prey = [i for i in others if i >= self.num_adversaries]
         obstacles = list(range(self.agents, self.agents + self.num_obstacles))
-        itself = [rows.velocity[:, agent], rows.position[:, agent]]
-        seen = [self.seen_landmarks(rows, agent, obstacles), self.seen_agents(rows, agent, others)]
-        return flat([*itself, *seen, self.seen_velocities(rows, agent, prey)])
+        return {
+            "velocity": rows.velocity[:, agent],
+            "position": rows.position[:, agent],
+            "landmarks": self.seen_landmarks(rows, agent, obstacles),
+            "others": self.seen_agents(rows, agent, others),
+            "other_velocities": self.seen_velocities(rows, agent, prey),
+        }
 
     def tells_velocity(self, world: World) -> Tensor:
         tells = world.rows.new_zeros(self.agents, 1)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from .particle_batch import ParticleBatch
-from .particles import Body, Index, Layout, RowIndex, World, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, landmark
 from .scenario import Scenario
 from .single_copy import factories
 
@@ -22,8 +22,8 @@ class Simple(Scenario):
     def layout(self) -> Layout:
         return Layout((Body("agent_0"),), (landmark("landmark 0", color=(0.75, 0.25, 0.25)),))
 
-    def observation(self, rows: RowIndex, agent: int) -> Index:
-        return flat([rows.velocity[:, agent], rows.relative[:, agent, 1]])
+    def observation(self, rows: RowIndex, agent: int) -> dict[str, Index]:
+        return {"velocity": rows.velocity[:, agent], "landmarks": rows.relative[:, agent, 1]}
 
     def reward(self, world: World) -> Tensor:
         return -world.distance[:, 1].square()

@@ -11,7 +11,7 @@ from torch import Tensor
 from marl_aajr.core.checks import whole
 
 from .particle_batch import ParticleBatch
-from .particles import Body, Index, Layout, RowIndex, World, flat, landmark
+from .particles import Body, Index, Layout, RowIndex, World, landmark
 from .scenario import ADVERSARIES, GOOD, PREY, PURSUER, Scenario, catches, numbered, sides, straying, touches
 from .single_copy import factories
 
@@ -99,21 +99,21 @@ class SimpleWorldComm(Scenario):
         torch.mul(velocity, visible[:, prey], out=world.extra["seen_velocities"])
         world.extra["in_forest"].copy_(inside).mul_(2).sub_(1)
 
-    def observation(self, rows: RowIndex, agent: int) -> Index:
+    def observation(self, rows: RowIndex, agent: int) -> dict[str, Index]:
         others = [i for i in range(self.agents) if i != agent]
         prey = [i - self.num_adversaries for i in others if i >= self.num_adversaries]
         landmarks = list(range(self.agents, self.forests.stop))
-        first = [
-            rows.velocity[:, agent],
-            rows.position[:, agent],
-            rows.relative[:, agent, landmarks],
-            rows.extra["seen_agents"][:, agent, others],
-        ]
-        velocities = rows.extra["seen_velocities"][:, agent, prey]
-        forests = rows.extra["in_forest"][agent]
+        seen = {
+            "velocity": rows.velocity[:, agent],
+            "position": rows.position[:, agent],
+            "landmarks": rows.relative[:, agent, landmarks],
+            "others": rows.extra["seen_agents"][:, agent, others],
+        }
+        velocities = {"other_velocities": rows.extra["seen_velocities"][:, agent, prey]}
+        forests = {"forests": rows.extra["in_forest"][agent]}
         if agent < self.num_adversaries:
-            return flat([*first, velocities, forests, rows.message(0)])
-        return flat([*first, forests, velocities])
+            return {**seen, **velocities, **forests, "messages": rows.message(0)}
+        return {**seen, **forests, **velocities}
 
     def reward(self, world: World) -> Tensor:
         pursuers, prey = sides(world)

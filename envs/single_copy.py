@@ -45,6 +45,7 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
     Attributes:
         batch: As given, for what PettingZoo has no words for (its saved state, its curriculum).
         teams: Team of each agent.
+        channels: What each agent's observation consists of.
 
     Raises:
         ValueError: If the batch has more than one copy, or the render mode is another.
@@ -73,7 +74,7 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
         if batch.state_space is not None:
             self.state_space = batch.state_space
             batch.keeps_final_states = True
-        self.teams = batch.teams
+        self.teams, self.channels = batch.teams, batch.channels
         self._seeds: np.random.Generator | None = None
         self._given: dict[str, Tensor] = {}  # those of agents that have ended count for nothing
 

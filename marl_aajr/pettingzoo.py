@@ -20,6 +20,7 @@ from marl_aajr.attacks import Attack
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.environment_values import agent_name, agent_names, named
 from marl_aajr.evaluation.observation_attacker import ObservationAttacker, StepGenerators
+from marl_aajr.rollout.environment_channels import channels_of
 from marl_aajr.victims import Victim
 from marl_aajr.victims.spaces import AgentSpaces, check_match
 
@@ -70,7 +71,16 @@ def attacked(
     for agent in chosen:
         one_of("agents", agent, everybody)
     check_match(victim, AgentSpaces.of(env, chosen))
-    attacker = ObservationAttacker(attack, victim, chosen, epsilon=epsilon, units=units, seed=seed)
+    spaces = {agent: cast(Any, env).observation_space(key) for agent, key in everybody.items()}
+    attacker = ObservationAttacker(
+        attack,
+        victim,
+        chosen,
+        epsilon=epsilon,
+        units=units,
+        seed=seed,
+        channels=channels_of(env, spaces, name="the environment"),
+    )
     kind = _AttackedParallel if isinstance(env, ParallelEnv) else _AttackedAEC
     return cast(Env, kind(env, attacker))
 

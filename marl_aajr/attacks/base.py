@@ -22,6 +22,7 @@ from torch import Tensor
 
 from marl_aajr.attacks.episode_memory import EpisodeMemory, RememberedRows
 from marl_aajr.core.bound_objective import BoundObjective, value_at
+from marl_aajr.core.channels import Channels, held
 from marl_aajr.core.checks import check_finite
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.core.objectives import Clean, Custom, Objective, Surrogate, make_objective
@@ -69,8 +70,8 @@ class Attacked:
 
     def split(self, counts: Sequence[int]) -> list[Attacked]:
         """Consecutive batches of so many rows."""
-        columns = [getattr(self, column.name).split(counts) for column in fields(self)]
-        return [Attacked(*rows) for rows in zip(*columns, strict=True)]
+        columns = (getattr(self, column.name).split(counts) for column in fields(self))
+        return list(map(Attacked, *columns))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +80,8 @@ class Attack(ABC):
 
     Attributes:
         perturbations: the set Δ that δ must stay in.
-        objective: g, what the adversary maximises and is evaluated by: `"kl"`, `"margin"`, `"value"` (of
-            a policy with a critic), `"auto"` (`AUTO`), or an
-            `Objective` of your own.
+        objective: g, what the adversary maximises and is evaluated by: `"kl"`, `"margin"`, `"value"` (of a
+            policy with a critic), `"auto"` (`AUTO`), or an `Objective` of your own.
 
     Raises:
         ValueError: an unknown objective, or one that needs more than observations (`"surrogate"`).
@@ -145,6 +145,11 @@ class Attack(ABC):
     def ready(self) -> bool:
         """Whether it can attack as it is; False where it must be fitted first."""
         return True
+
+    def held_to(self, channels: Channels, width: int) -> Self | None:
+        """The attack on an agent that observes these channels in d = `width` features; None: in vain."""
+        inside = held(self.perturbations, channels, width)
+        return None if inside is None else replace(self, perturbations=inside)
 
     def against(self, victim: Victim, agent: str) -> Attack:
         """The attack on the policy of one agent, and of those that are taken `together` with it.

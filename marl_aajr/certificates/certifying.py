@@ -23,8 +23,8 @@ from marl_aajr.core.seeds import one_torch_thread
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation.admission import check_attack, settle_units
 from marl_aajr.evaluation.api import player_of
-from marl_aajr.evaluation.episodes import prepare
 from marl_aajr.evaluation.outcomes import AttackSpec, Units
+from marl_aajr.evaluation.prepared_attack import prepare
 from marl_aajr.evaluation.result import PlayedEnvironment
 from marl_aajr.evaluation.sources import certificates_of
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch

@@ -56,15 +56,15 @@ HELP = guide(
 
 SETTINGS = options(
     "marl_aajr.evaluation.protocol.Protocol",
-    "suite attacks epsilons units norm budget weakest_link episodes selection_episodes actions seed "
+    "suite attacks epsilons units norm channels budget weakest_link episodes selection_episodes actions seed "
     "team agents replace workers",
-    flags={"attacks": "--attack", "epsilons": "--epsilon"},
+    flags={"attacks": "--attack", "epsilons": "--epsilon", "channels": "--channel"},
     metavars={"suite": "NAME|FILE.yaml", "budget": "KEY=VALUE,…", "replace": "KIND[:AGENT,…]"},
     defaults={
         "suite": f"{SUITE}, unless --attack",
         "epsilons": f"the suite's, or {' '.join(f'{size:g}' for size in EPSILONS)}",
     },
-    repeated=["attacks", "epsilons", "actions", "agents", "replace"],
+    repeated=["attacks", "epsilons", "channels", "actions", "agents", "replace"],
 )
 
 
@@ -89,7 +89,8 @@ def evaluate(
         env (NAME): Environment of an RLlib checkpoint, which does not know it: a name of `list envs` or an
             import path. Its arguments: --set env.kwargs.N=5.
         set_ (KEY=VALUE): An argument of --env, such as env.kwargs.N=5, or who plays with whom:
-            env.teams='{red_*: red, blue_*: blue}'; may be repeated.
+            env.teams='{red_*: red, blue_*: blue}', or what observations consist of:
+            env.channels='{messages: [3, 4]}'; may be repeated.
         surrogate (RUN): Another run, to compute the perturbations of `transfer` on; may be repeated.
         adversary (RUN): A run of `adversary train`: let it play against this team; may be repeated.
         opponent (RUN[:TEAM]): A run or a saved victim that plays the other teams, or only one of them,
@@ -140,10 +141,10 @@ def env_arguments(assignments: Sequence[str]) -> dict[str, Any]:
     found = {}
     for key, value in assigned(assignments).items():
         name = key.removeprefix("env.kwargs.")
-        if key != "env.teams" and (name == key or "." in name):
+        if key not in ("env.teams", "env.channels") and (name == key or "." in name):
             raise ValueError(
-                f"expected --set env.kwargs.NAME=VALUE or env.teams=… in evaluate, got {key}; a run has "
-                "the rest"
+                f"expected --set env.kwargs.NAME=VALUE, env.teams=… or env.channels=… in evaluate, got "
+                f"{key}; a run has the rest"
             )
         found[name] = value
     return found
@@ -190,7 +191,7 @@ def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> T
     add("none", "", result.clean, "")
     marks = {worst.attack: "worst" if worst.sure else "worst?" for worst in result.worst}
     for row in result.attacks:
-        name = row.attack.name + (f" on {', '.join(row.agents)}" if row.agents != agents else "")
+        name = row.attack.label + (f" on {', '.join(row.agents)}" if row.agents != agents else "")
         name += f" ({marks[row.attack]})" if row.attack in marks else ""
         add(name, f"{row.epsilon:g}", row, f"{row.success_rate:.0%}")
     if (known := result.training_attack) is not None:

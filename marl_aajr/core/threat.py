@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from marl_aajr.core.channels import check_channel_names
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.seeds import Randomness, drawn
 
@@ -35,6 +36,8 @@ class PerturbationSet:
         scale: per feature, the size of one unit, > 0; None: 1.
         low: lower bound of `s + δ`, a number or one per feature; None: none.
         high: upper bound of `s + δ`; None: none.
+        channels: names of the features that the adversary can touch. An environment says which they are
+            (`marl_aajr.core.channels.held`), and until then the set cannot be used; None: all.
     """
 
     epsilon: float
@@ -43,6 +46,7 @@ class PerturbationSet:
     scale: tuple[float, ...] | None = None
     low: float | tuple[float, ...] | None = None
     high: float | tuple[float, ...] | None = None
+    channels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not (isfinite(self.epsilon) and self.epsilon > 0):
@@ -54,19 +58,25 @@ class PerturbationSet:
 
     def _check_limits(self) -> None:
         one_of("norm", self.norm, get_args(Norm))
-        for name in ("mask", "scale", "low", "high"):
+        for name in ("mask", "scale", "low", "high", "channels"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, int | float):
+            if value is not None and not isinstance(value, int | float | str):
                 object.__setattr__(self, name, tuple(value))
         if self.mask is not None and not any(self.mask):
             raise ValueError("expected a mask that leaves the adversary a feature, got all False")
         if self.scale is not None and min(self.scale) <= 0:
             raise ValueError(f"expected scales > 0, got {min(self.scale)}; use mask to fix a feature")
+        check_channel_names(self.channels)
+
+    @property
+    def _unlimited(self) -> bool:
+        limits = (self.mask, self.scale, self.low, self.high, self.channels)
+        return all(limit is None for limit in limits)
 
     @property
     def is_cube(self) -> bool:
         """Whether it is ‖δ‖_∞ ≤ ε and nothing else."""
-        return self.norm == "linf" and self.mask is self.scale is self.low is self.high is None
+        return self.norm == "linf" and self._unlimited
 
     def radius(self, like: Tensor, factor: float = 1.0) -> Any:
         """`factor` · ε: a number, or of `PerturbationSets` one for each row, `[B, 1]`, as `like`."""
@@ -82,7 +92,7 @@ class PerturbationSet:
 
     def preconditioner(self, like: Tensor) -> Tensor | None:
         """M = mask · scale as `[d]`, or None where it is the identity."""
-        mask = None if self.mask is None else _features(self.mask, "mask", like)
+        mask = self._free(like)
         scale = None if self.scale is None else _features(self.scale, "scale", like)
         if mask is None or scale is None:
             return scale if mask is None else mask
@@ -100,9 +110,8 @@ class PerturbationSet:
         radius = self.radius(delta)
         size = self.size(delta)
         inside = size <= (radius.squeeze(-1) if isinstance(radius, Tensor) else radius) * (1 + _TOLERANCE)
-        if self.mask is not None:
-            fixed = 1 - _features(self.mask, "mask", delta)
-            inside &= (delta * fixed == 0).all(-1)
+        if (free := self._free(delta)) is not None:
+            inside &= (delta * (1 - free) == 0).all(-1)
         for bound, sign in zip(self._interval(obs), (-1, 1), strict=True):
             if bound is not None:
                 inside &= (sign * (delta - bound) <= _TOLERANCE * radius).all(-1)
@@ -116,13 +125,13 @@ class PerturbationSet:
         (clipping to the ball and then to the box would not be the projection).
         """
         if self.norm == "linf":
-            if self.mask is None and self.scale is None and self.low is None and self.high is None:
+            if self._unlimited:
                 radius = self.radius(delta)
                 return delta.clamp(-radius, radius)
             return delta.clamp(*self.box(obs))
         (low, high), radius = self._interval(obs), self.radius(delta)
-        if self.mask is not None:
-            delta = delta * _features(self.mask, "mask", delta)
+        if (free := self._free(delta)) is not None:
+            delta = delta * free
         if low is None and high is None and self.scale is None:
             norm = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
             return delta * (radius / norm.clamp_min(radius))
@@ -150,8 +159,8 @@ class PerturbationSet:
         if self.norm == "linf":
             return torch.empty_like(like).uniform_(-1, 1, generator=generator)
         unit = torch.empty_like(like).normal_(generator=generator)
-        if self.mask is not None:
-            unit = unit * _features(self.mask, "mask", like)
+        if (mask := self._free(like)) is not None:
+            unit = unit * mask
         free = like.shape[-1] if self.mask is None else sum(self.mask)
         radius = torch.empty(like.shape[:-1], dtype=like.dtype, device=like.device)
         radius = radius.uniform_(generator=generator).pow(1 / free).unsqueeze(-1)
@@ -166,6 +175,15 @@ class PerturbationSet:
         at ±1. In L∞ without bounds it is `ε · hardtanh(a)`, as in Zhang et al. 2021 (arXiv 2101.08452).
         """
         return self._scaled(action.clamp(-1, 1), obs)
+
+    def _free(self, like: Tensor) -> Tensor | None:
+        """1 for the features that can be touched, else 0, `[d]`; None: all can."""
+        if self.channels is not None:
+            raise ValueError(
+                f"expected to know which features {', '.join(self.channels)} are, got the names alone; play "
+                "in an environment that has these channels, or give a mask"
+            )
+        return None if self.mask is None else _features(self.mask, "mask", like)
 
     def _scaled(self, unit: Tensor, obs: Tensor) -> Tensor:
         if (preconditioner := self.preconditioner(obs)) is not None:
@@ -222,8 +240,8 @@ class Unlimited(PerturbationSet):
         return delta.isfinite().all(-1) & (distance <= _TOLERANCE * (1 + obs.abs())).all(-1)
 
     def project(self, delta: Tensor, obs: Tensor) -> Tensor:
-        if self.mask is not None:
-            delta = delta * _features(self.mask, "mask", delta)
+        if (free := self._free(delta)) is not None:
+            delta = delta * free
         low, high = self._interval(obs)
         return delta if low is high is None else delta.clamp(low, high)
 

@@ -11,6 +11,7 @@ import torch
 
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import Attack, Fault, Transfer
+from marl_aajr.core.channels import NO_CHANNELS, Channels, check_channels
 from marl_aajr.core.environment_values import TO_FLOAT
 from marl_aajr.core.flat_observations import FlatBox, check_mask_is_named
 from marl_aajr.core.policy import differentiable
@@ -19,16 +20,16 @@ from marl_aajr.core.threat import Norm
 from marl_aajr.evaluation.attack_schedule import has_preferences
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.evaluator import Evaluator
+from marl_aajr.evaluation.fault_limits import check_fault, check_fits, longest_episode
 from marl_aajr.evaluation.outcomes import Units
+from marl_aajr.evaluation.prepared_attack import held_attack, reachable
 from marl_aajr.evaluation.protocol import AttackEntry, Protocol, Suite
 from marl_aajr.evaluation.result import Skipped
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import Victim
+from marl_aajr.victims.filters import at_network
 from marl_aajr.victims.portable import check_portable
-
-LIMIT = "max_cycles"
-"""The argument and attribute by which environments say how long an episode can be."""
 
 
 def named_agents(agents: Collection[str] | None, budget: Budget) -> Collection[str] | None:
@@ -98,20 +99,29 @@ def requested(
     return (*own, *beside), tuple(beside)
 
 
-def common_norm(attacks: Sequence[Attack]) -> Norm | None:
-    """The norm of all attacks, None without any; `ValueError`: they have several."""
-    norms = {attack.perturbations.norm: attack for attack in attacks if attack.sized}
-    if len(norms) > 1:
-        each = " and ".join(f"{attack.name} in {norm}" for norm, attack in norms.items())
-        raise ValueError(
-            f"expected attacks of one norm, whose sizes can be compared, got {each}; evaluate once for each "
-            "norm"
+def common_set(attacks: Sequence[Attack], suite: Suite) -> Suite:
+    """A suite with the norm of its attacks and the channels that they are held to.
+
+    Raises:
+        ValueError: they have several.
+    """
+    sized = [attack for attack in attacks if attack.sized]
+    sets = {(attack.perturbations.norm, attack.perturbations.channels or ()): attack for attack in sized}
+    if len(sets) > 1:
+        each = " and ".join(
+            f"{attack.name} in {norm}{f' on {listed}' if (listed := ', '.join(held)) else ''}"
+            for (norm, held), attack in sets.items()
         )
-    return next(iter(norms), None)
+        raise ValueError(
+            f"expected attacks of one norm on the same channels, whose sizes can be compared, got {each}; "
+            "evaluate once for each"
+        )
+    norm, channels = next(iter(sets), (suite.norm, suite.channels))
+    return suite.changed(norm=norm, channels=channels)
 
 
 def _sized(entries: Sequence[AttackEntry], suite: Suite, *, force: Norm | None) -> list[Attack]:
-    """The attacks at their sizes, of a norm where one is asked for."""
+    """The attacks at their sizes, of a norm where one is asked for, held to the suite's channels."""
     found = []
     for entry in entries:
         sizes = suite.epsilons if entry.epsilon is None else (entry.epsilon,)
@@ -119,6 +129,8 @@ def _sized(entries: Sequence[AttackEntry], suite: Suite, *, force: Norm | None) 
             attack = entry.at(epsilon, norm=suite.norm)
             if attack.sized and force is not None and force != attack.perturbations.norm:
                 attack = replace(attack, perturbations=replace(attack.perturbations, norm=force))
+            if suite.channels and attack.perturbations.channels is None:
+                attack = replace(attack, perturbations=replace(attack.perturbations, channels=suite.channels))
             found.append(attack)
     return found
 
@@ -140,8 +152,9 @@ def admitted(
     agents: Sequence[str],
     *,
     asked: Collection[Attack],
-    budget: Budget,
-    longest: int | None,
+    suite: Suite,
+    env: BatchedEnv,
+    spec: EnvironmentSpec,
 ) -> tuple[tuple[Attack, ...], tuple[Skipped, ...]]:
     """The attacks that can be played, and those of a suite that cannot; see `check_attack`.
 
@@ -152,11 +165,14 @@ def admitted(
     """
     kept: list[Attack] = []
     skipped: dict[Attack, Skipped] = {}
+    longest = longest_episode(env, spec)
+    check_channels(suite.channels, env.channels, agents, env=spec.name)
     for attack in attacks:
         try:
-            check_attack(attack, victim, agents)
+            check_channels(attack.perturbations.channels, env.channels, agents, env=spec.name)
+            check_attack(attack, victim, agents, env.channels)
             if isinstance(attack, Fault):
-                _check_fault(attack, budget)
+                check_fault(attack, suite.budget)
                 check_fits(attack, longest)
         except ValueError as error:
             if attack in asked:
@@ -167,37 +183,14 @@ def admitted(
     return tuple(kept), tuple(skipped.values())
 
 
-def _check_fault(fault: Fault, budget: Budget) -> None:
-    """Raise `ValueError` for a budget that means nothing to a fault."""
-    if budget.steps is not None:
-        raise ValueError(
-            f"expected no steps in the budget for the fault {fault.name!r}, which lasts, got "
-            f"steps={budget.steps}; leave one of the two out"
-        )
-    if budget.scales and not fault.sized:
-        raise ValueError(
-            f"expected no scale in the budget for the fault {fault.name!r}, which has no size, got {budget}; "
-            "leave one of the two out"
-        )
-
-
-def check_fits(fault: Fault, longest: int | None) -> None:
-    """Raise `ValueError` for a fault that is longer than the longest episode; None: that is not known."""
-    if longest is not None and fault.length > longest:
-        raise ValueError(
-            f"expected a fault that fits into an episode of {longest} steps, got {fault.name} of "
-            f"{fault.length}; set its steps"
-        )
-
-
-def longest_episode(env: BatchedEnv, spec: EnvironmentSpec) -> int | None:
-    """The steps after which the environment ends an episode, where it says so (`max_cycles`); else None."""
-    found = getattr(env, LIMIT, None) or spec.argument(LIMIT)
-    return found if isinstance(found, int) and found > 0 else None
-
-
 def fitting(
-    attack: Attack | None, victim: Victim, agents: Sequence[str], *, suite: Suite, units: Units
+    attack: Attack | None,
+    victim: Victim,
+    agents: Sequence[str],
+    *,
+    suite: Suite,
+    units: Units,
+    env: BatchedEnv,
 ) -> tuple[Attack | None, tuple[Skipped, ...]]:
     """The attack of training, where it can be compared with those of a suite, or the reason why not."""
     if attack is None:
@@ -209,16 +202,24 @@ def fitting(
             raise ValueError(f"expected no budget, got {suite.budget}: the attack of training knows none")
         if suite.norm != norm:
             raise ValueError(f"expected the norm of training, {norm}, got {suite.norm}")
+        if suite.channels != (held := attack.perturbations.channels or ()):
+            here = suite.channels or "all"
+            raise ValueError(f"expected the channels of training, {held or 'all'}, got {here}")
         if filtered and units != "raw":
             raise ValueError(f"expected the units of training, raw, got {units}")
-        check_attack(attack, victim, agents)
+        check_attack(attack, victim, agents, env.channels)
     except ValueError as error:
         return None, (Skipped(attack.name, str(error)),)
     return attack, ()
 
 
-def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
-    """Raise `ValueError` where the attack is not defined for the policies of these agents."""
+def check_attack(
+    attack: Attack, victim: Victim, agents: Sequence[str], channels: Mapping[str, Channels] = NO_CHANNELS
+) -> None:
+    """Raise `ValueError` where the attack is not defined for the policies of these agents.
+
+    Those agents do not count that observe none of the channels that the attack is held to.
+    """
     if attack.access == "learned" and not attack.ready:
         try:
             check_portable(victim)
@@ -227,7 +228,7 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
                 f"expected a victim that can be saved for {attack.name!r}, which trains against a copy: "
                 f"{error}"
             ) from None
-    for agent in agents:
+    for agent in reachable(attack, victim, agents, channels):
         space = victim.observation_spaces[agent]
         flat = space if isinstance(space, FlatBox) else None
         if not np.issubdtype(space.dtype, np.floating) or (flat and not any(flat.free)):
@@ -235,13 +236,14 @@ def check_attack(attack: Attack, victim: Victim, agents: Sequence[str]) -> None:
                 f"expected float observations to attack, got {space} for {agent!r}; leave the attack out, "
                 f"or train on {TO_FLOAT}"
             )
-        acts = victim.action_spaces[agent]
-        if flat and not attack.perturbations.mask:
+        acts, own = victim.action_spaces[agent], held_attack(attack, victim, agent, channels)
+        assert own is not None
+        if flat and not own.perturbations.mask:
             instead = "say by the mask of the attack's perturbations which features it may touch"
             check_mask_is_named(flat.structure, acts, instead=instead, agent=agent)
         attack.objective_for(victim.distribution(agent))
         nothing = torch.zeros(1, int(np.prod(space.shape or ())))
-        attack.perturbations.project(nothing, nothing)
+        at_network(own.perturbations, space, None, units="network").project(nothing, nothing)
         if attack.ready:
             attack.against(victim, agent)
         first = victim.memory().recall({agent: torch.zeros(1, dtype=torch.int64)})

@@ -28,7 +28,7 @@ from marl_aajr.evaluation.replacements import Replacement, admitted_controls, re
 from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
-from marl_aajr.rollout.teams import TEAMS, announce, choose_agents
+from marl_aajr.rollout.teams import SAID, announce, choose_agents
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
 from marl_aajr.victims.spaces import check_match, check_victim
@@ -70,7 +70,8 @@ def evaluate(
         env: the environment, by a name or as `resolve` gives it; None: that of the victim's training, which
             a checkpoint does not know. A run has its own.
         protocol: what is played; None: what `settings` say.
-        env_kwargs: arguments of an environment that is named; for any, `env.teams` says who plays with whom.
+        env_kwargs: arguments of an environment that is named; for any, `env.teams` says who plays with whom,
+            and `env.channels` what observations consist of.
         surrogates: victims or folders of victims, to compute `transfer` perturbations on.
         adversaries: runs of trained adversaries: traitors and opponents are added to `replace`, observation
             adversaries to `attacks`, at the size they were trained for.
@@ -113,7 +114,7 @@ def player_of(
     victim: Victim | Path | str, env: Any, kwargs: Mapping[str, Any] | None
 ) -> tuple[Victim, EnvironmentSpec, EnvironmentSpec | None]:
     """The victim that is meant, its environment, and that again where it was given; as in `evaluate`."""
-    if env is None and set(kwargs or ()) - {TEAMS}:
+    if env is None and set(kwargs or ()) - {*SAID}:
         raise ValueError(
             f"expected the name of an environment with its arguments {dict(kwargs or {})}, got none; name "
             "it: --env NAME (in Python env=)"
@@ -164,7 +165,7 @@ def _played(
 ) -> Evaluation:
     suite = protocol.settled(opponents=len(company[0]))
     attacks, asked = admission.requested(protocol, suite, surrogates=surrogates)
-    suite = suite.changed(norm=admission.common_norm(attacks) or suite.norm)
+    suite = admission.common_set(attacks, suite)
     env = make_batch(spec, min(protocol.num_envs, suite.episodes), flat=True)
     with closing(env):
         check_match(victim, env)
@@ -173,9 +174,8 @@ def _played(
         members = choose_agents(env.teams, protocol.team, named)
         announce(spec.name, env.teams, attacked=env.teams[members[0]])
         admission.check_budget(suite.budget, victim, members)
-        longest = admission.longest_episode(env, spec)
         chosen, skipped = admission.admitted(
-            attacks, victim, members, asked=asked, budget=suite.budget, longest=longest
+            attacks, victim, members, asked=asked, suite=suite, env=env, spec=spec
         )
         ranked = [attack for attack in chosen if not isinstance(attack, Fault)]
         controls, left_out = admitted_controls(suite.controls, env, members=members)
@@ -184,7 +184,7 @@ def _played(
         replacements = tuple(dict.fromkeys((*controls, *replaced)))
         units = admission.settle_units(suite.units, victim, members if any(a.sized for a in chosen) else ())
         trained_under = sources.training_attack_of(home, members) if home and ranked else None
-        known, unfit = admission.fitting(trained_under, victim, members, suite=suite, units=units)
+        known, unfit = admission.fitting(trained_under, victim, members, suite=suite, units=units, env=env)
         evaluator = Evaluator(
             victim=victim,
             spec=spec,
@@ -249,7 +249,7 @@ def _resolved(
     return opponents, partners
 
 
-_OF_SUITE = ("budget", "norm", "episodes", "selection_episodes", "weakest_link")
+_OF_SUITE = ("budget", "norm", "channels", "episodes", "selection_episodes", "weakest_link")
 
 
 def _checks(

@@ -13,7 +13,7 @@ are the same under every attack.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ from torch import Tensor
 from marl_aajr.attacks import Attack, Attacked
 from marl_aajr.attacks.episode_memory import EpisodeMemory
 from marl_aajr.attacks.together import AttackCall, Playing, play_together
+from marl_aajr.core.channels import Channels
 from marl_aajr.core.checks import grouped
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.seeds import Purpose, stream
@@ -35,10 +36,10 @@ from marl_aajr.evaluation.attack_schedule import (
 )
 from marl_aajr.evaluation.counted_episodes import CountedEpisodes, Played
 from marl_aajr.evaluation.outcomes import Units
+from marl_aajr.evaluation.prepared_attack import prepare, reachable
 from marl_aajr.evaluation.replacements import ReplacementPolicy
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.victims import Victim
-from marl_aajr.victims.filters import at_network
 from marl_aajr.victims.stepper import DecisionBatch, GeneratorSampler, Stepper
 
 
@@ -71,6 +72,7 @@ class AttackRun:
         agents: those whose observations are perturbed.
         units: the units of the attack's perturbation set.
         scales: agent -> its ε as a multiple of the attack's; absent: 1.
+        channels: of each agent's observation; who has none of those that the attack names is not attacked.
         schedule: the steps in which the attack acts; None: every step.
         draw: the number of an attack's random numbers that remembers episodes; others have other ones.
         statistics: what the attack did to single decisions so far.
@@ -82,11 +84,15 @@ class AttackRun:
     units: Units
     generator: torch.Generator
     scales: Mapping[str, float] = field(default_factory=dict)
+    channels: Mapping[str, Channels] = field(default_factory=dict)
     schedule: AttackSchedule | None = None
     draw: int = 0
     statistics: AttackStatistics = field(default_factory=AttackStatistics)
     _memory: EpisodeMemory | None = field(init=False, default=None)
     _steps: tuple[StepSelector, BudgetCounter] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.agents = reachable(self.attack, self.victim, self.agents, self.channels)
 
     @cached_property
     def prepared(self) -> dict[str, Attack]:
@@ -95,13 +101,14 @@ class AttackRun:
         for agent in self.agents:
             scale = self.scales.get(agent, 1.0)
             sized = self.attack if scale == 1.0 else self.attack.at(scale * self.attack.perturbations.epsilon)
-            found[agent] = prepare(sized, self.victim, agent, units=self.units)
+            found[agent] = prepare(sized, self.victim, agent, units=self.units, channels=self.channels)
         return found
 
     def together(self, agents: Sequence[str]) -> list[list[str]]:
         """Agents of one module and one filter in groups that can be attacked as one batch."""
-        by_size = grouped((self.scales.get(agent, 1.0), agent) for agent in agents)
-        return [part for alike in by_size.values() for part in self.attack.together(alike)]
+        masks = {agent: attack.perturbations.mask for agent, attack in self.prepared.items()}
+        alike = grouped(((self.scales.get(agent, 1.0), masks.get(agent)), agent) for agent in agents)
+        return [part for each in alike.values() for part in self.attack.together(each)]
 
     def begin(self, num_envs: int, *, generator: torch.Generator) -> None:
         """Begin episodes in `num_envs` copies; the generator chooses the attacked steps, if not all are."""
@@ -206,13 +213,6 @@ class AttackRun:
             with torch.no_grad():
                 outputs[rest] = batch.policy.select(rest)(batch.inputs[rest])
         return batch.shown(inputs, outputs)
-
-
-def prepare(attack: Attack, victim: Victim, agent: str, *, units: Units) -> Attack:
-    """The attack on one agent's policy, in its network's units; `ValueError`: the victim lacks something."""
-    space, observed = victim.observation_spaces[agent], victim.filters.get(agent)
-    inside = at_network(attack.perturbations, space, observed, units=units)
-    return replace(attack, perturbations=inside).against(victim, agent)
 
 
 StepCallback = Callable[[Sequence[DecisionBatch], Tensor], None]

@@ -24,6 +24,7 @@ from marl_aajr.evaluation.outcomes import (
     ReplacementOutcome,
     Units,
 )
+from marl_aajr.evaluation.prepared_attack import prepare
 from marl_aajr.evaluation.protocol import Suite
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.row_games import AttackTask, Row, RowGames, label_of, plays_of, told
@@ -197,7 +198,7 @@ class Evaluator:
             success_rate=statistics.changed / decisions,
             objective_gain=statistics.gain / decisions,
             kl=statistics.kl / decisions,
-            epsilons={agent: run.scales.get(agent, 1.0) * size for agent in task.agents},
+            epsilons={agent: run.scales.get(agent, 1.0) * size for agent in run.agents},
             attacked_steps=None
             if steps is None
             else AttackedSteps(
@@ -226,9 +227,14 @@ class Evaluator:
             units=self.units,
             generator=stream(self.seed, purpose),
             scales=self.suite.budget.scale_of,
+            channels=self.env.channels,
             schedule=schedule,
             draw=draw,
         )
+
+    def prepared(self, attack: Attack, agent: str) -> Attack:
+        """An attack as it meets one agent."""
+        return prepare(attack, self.victim, agent, units=self.units, channels=self.env.channels)
 
     def replaced(self, replacement: Replacement, actions: Actions, *, side: str = OWN) -> ReplacementOutcome:
         """The row of one replacement, and what the choice of the worst one rests on; none among controls."""

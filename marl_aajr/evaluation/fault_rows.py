@@ -26,7 +26,7 @@ def play_fault(
         played += evaluator.play_rows(label_of([task]), [row])
     if task.selection:
         return evaluator.returns.each(torch.stack([one.returns for one in played]).mean(0))
-    return fault_outcomes(fault, task.agents, played, evaluator.returns)
+    return fault_outcomes(fault, tuple(run.agents), played, evaluator.returns)
 
 
 def fault_settings(fault: Fault) -> dict[str, object]:
@@ -34,7 +34,7 @@ def fault_settings(fault: Fault) -> dict[str, object]:
     limits = fault.perturbations
     size = {"epsilon": limits.epsilon} if fault.sized else {}
     norm = {"norm": limits.norm} if fault.sized and limits.norm != "linf" else {}
-    named = ("mask", "scale", "low", "high")
+    named = ("mask", "scale", "low", "high", "channels")
     given = {name: value for name in named if (value := getattr(limits, name)) is not None}
     beside = {"perturbations", "objective", "draws"}
     own = {f.name: getattr(fault, f.name) for f in fields(fault) if f.repr and f.name not in beside}

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from marl_aajr.attacks import Attack, attack_class, make_attack
 from marl_aajr.attacks.episode_memory import EpisodeMemory
+from marl_aajr.core.channels import NO_CHANNELS, Channels, check_channels
 from marl_aajr.core.environment_values import agent_name, agent_names, as_array, named, own_key, split
 from marl_aajr.core.flat_observations import FlatBox
 from marl_aajr.evaluation.admission import check_attack, settle_units
-from marl_aajr.evaluation.episodes import prepare
 from marl_aajr.evaluation.outcomes import Units
+from marl_aajr.evaluation.prepared_attack import prepare, reachable
 from marl_aajr.victims import Victim
 from marl_aajr.victims.stepper import DecisionBatch, Stepper, one_copy
 
@@ -52,7 +53,8 @@ class ObservationAttacker:
     """Shows agents what an attack on a victim's policies makes of their observations.
 
     The attack is a name, or one that is ready; ε and its units are its own and those of `settle_units`, if
-    they are None. The seed is that of the attack's random numbers.
+    they are None. The seed is that of the attack's random numbers; an attack that is held to channels needs
+    those of the agents' observations.
 
     Raises:
         ValueError: an unknown attack, no size, an attack that must learn first, or one that does not fit.
@@ -67,16 +69,19 @@ class ObservationAttacker:
         epsilon: float | None,
         units: Units | None,
         seed: int,
+        channels: Mapping[str, Channels] = NO_CHANNELS,
     ) -> None:
         self.attack, self.victim = _ready(attack, epsilon), victim
+        check_channels(self.attack.perturbations.channels, channels, agents, env="the environment")
+        agents = reachable(self.attack, victim, agents, channels)
         if flat := [agent for agent in agents if isinstance(victim.observation_spaces[agent], FlatBox)]:
             raise ValueError(
                 f"expected a policy that reads an array to attack in somebody's loop, got one that reads "
                 f"{victim.observation_spaces[flat[0]].structure} of {flat[0]!r}, flattened; evaluate it"
             )
         units = settle_units(units, victim, agents)
-        check_attack(self.attack, victim, list(agents))
-        self._prepared = {agent: prepare(self.attack, victim, agent, units=units) for agent in agents}
+        check_attack(self.attack, victim, list(agents), channels)
+        self._prepared = {a: prepare(self.attack, victim, a, units=units, channels=channels) for a in agents}
         groups = [part for group in victim.alike(agents) for part in self.attack.together(group)]
         self._stepper = Stepper(victim, victim.memory(), groups=groups)
         self._generators = StepGenerators(seed)

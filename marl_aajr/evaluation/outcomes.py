@@ -113,6 +113,16 @@ class AttackSpec(ResultModel):
         return self.model_copy(update={"epsilon": epsilon})
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """The channels of observations that it is held to; empty: all."""
+        return tuple(self.settings.get("channels", ()))
+
+    @property
+    def label(self) -> str:
+        """Its name, and the channels that it is held to: `pgd on messages`."""
+        return self.name + (f" on {', '.join(self.channels)}" if self.channels else "")
+
+    @property
     def anonymous(self) -> Self:
         """The same attack without its source, which is each run's own."""
         return self.model_copy(update={"source": ""})

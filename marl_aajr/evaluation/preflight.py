@@ -9,7 +9,7 @@ that they must come in is checked by `order_checks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -24,10 +24,9 @@ from marl_aajr.core.objectives import Clean, make_objective
 from marl_aajr.core.policy import differentiable
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.evaluation.episodes import prepare
 from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.order_checks import objective_checks
-from marl_aajr.evaluation.outcomes import Units
+from marl_aajr.evaluation.prepared_attack import reachable
 from marl_aajr.evaluation.result import Check
 from marl_aajr.victims import Victim, VictimPolicy
 from marl_aajr.victims.stepper import DecisionBatch
@@ -86,16 +85,17 @@ def attack_checks(
     evaluator: Evaluator, attacks: Sequence[Attack], observed: ObservationSampler
 ) -> list[Check]:
     """The checks of the policies and of the objective, at the sizes of these attacks; at least one."""
-    victim, units = evaluator.victim, evaluator.units
+    victim = evaluator.victim
     groups = [g for g in victim.alike(evaluator.env.possible_agents) if set(g) & set(evaluator.agents)]
-    samples = observed.samples(groups)
+    reached = reachable(attacks[0], victim, evaluator.env.possible_agents, evaluator.env.channels)
+    samples = observed.samples([group for group in groups if group[0] in reached])
     by_size = {a.perturbations.epsilon: a.perturbations for a in attacks}
     noise = ladder(by_size[max(by_size)])["noise"]
     health = [
         examine(
             sample,
             victim,
-            prepare(noise, victim, sample.agent, units=units).perturbations,
+            evaluator.prepared(noise, sample.agent).perturbations,
             generator=stream(evaluator.seed, Purpose.PROBE),
         )
         for sample in samples
@@ -105,7 +105,7 @@ def attack_checks(
     seed = derived_seed(evaluator.seed, Purpose.PROBE)
     transfers = list({a.source: a for a in attacks if isinstance(a, Transfer)}.values())
     gains = {
-        epsilon: climb(samples, victim, ladder(by_size[epsilon], transfers), units=units, seed=seed)
+        epsilon: climb(samples, ladder(by_size[epsilon], transfers), evaluator.prepared, seed=seed)
         for epsilon in sorted(by_size)
     }
     return [*report(health), *objective_checks(gains)]
@@ -127,15 +127,18 @@ def ladder(perturbations: PerturbationSet, transfers: Sequence[Transfer] = ()) -
 
 
 def climb(
-    samples: Sequence[DecisionSample], victim: Victim, rungs: Mapping[str, Attack], *, units: Units, seed: int
+    samples: Sequence[DecisionSample],
+    rungs: Mapping[str, Attack],
+    prepared: Callable[[Attack, str], Attack],
+    *,
+    seed: int,
 ) -> dict[str, Tensor]:
     """The gain of each attack on each probed decision; all start from the same random numbers."""
     gains: dict[str, list[Tensor]] = {name: [] for name in rungs}
     for sample in samples:
         for name, attack in rungs.items():
-            prepared = prepare(attack, victim, sample.agent, units=units)
-            generator = torch.Generator().manual_seed(seed)
-            attacked = prepared(sample.policy, sample.obs, generator=generator)
+            own, generator = prepared(attack, sample.agent), torch.Generator().manual_seed(seed)
+            attacked = own(sample.policy, sample.obs, generator=generator)
             gains[name].append((attacked.value - attacked.clean_value).double())
     return {name: torch.cat(parts) for name, parts in gains.items()}
 

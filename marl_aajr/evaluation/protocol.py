@@ -113,6 +113,7 @@ def sizes_are_needed(attacks: Any) -> bool:
 
 Attacks = Annotated[tuple[AttackEntry, ...], AfterValidator(_different)]
 Sizes = Annotated[tuple[Positive, ...], AfterValidator(once)]
+ChannelNames = Annotated[tuple[str, ...], AfterValidator(once)]
 ActionKinds = Annotated[tuple[Actions, ...], AfterValidator(some), AfterValidator(once)]
 
 
@@ -127,12 +128,12 @@ class Suite(Section):
         actions: greedy, sampled or both.
         units: units of ε; None: not said, which is no matter without an observation filter.
         norm: norm of ε.
+        channels: channels of observations that the attacks are held to; empty: all.
         budget: budget of the adversary.
         weakest_link: whether the worst attack of each size is tried on each agent alone.
         controls: other players in the place of each attacked agent and of the whole team, `random` or `idle`.
         opponents: `random`, `idle`, or folders of runs and victims, as in `evaluate`.
         epsilons: sizes of all attacks.
-        attacks: the attacks.
     """
 
     name: str = ""
@@ -142,6 +143,7 @@ class Suite(Section):
     actions: ActionKinds = ("greedy",)
     units: Units | None = None
     norm: Norm = "linf"
+    channels: ChannelNames = ()
     budget: ReadBudget = Budget()
     weakest_link: bool = False
     controls: Annotated[tuple[Control, ...], AfterValidator(once)] = ()
@@ -176,6 +178,8 @@ class Protocol(Section):
         units: units of epsilon: the environment's, or those behind the observation filter; None: the suite's.
         norm: norm of epsilon: in `l2` it is the length of the whole perturbation, which for d features of the
             size e is e√d; None: the suite's, or linf.
+        channels: channels of observations that the attacks are held to, such as `messages`, as the
+            environment or `env.channels` names them; None: the suite's, or all.
         budget: budget of the adversary: `agents=K`, the worst K of the team, found on other episodes, or
             `agents=A+B`, these; `steps=M`, M steps of each episode, `timing=random` or `strategic` (where the
             agents prefer an action most); `scale=A:0.5+B:2`, half of epsilon for A, twice for B; learned
@@ -204,6 +208,7 @@ class Protocol(Section):
     actions: ActionKinds | None = None
     units: Units | None = None
     norm: Norm | None = None
+    channels: ChannelNames | None = None
     budget: str | InstanceOf[Budget] | None = None
     weakest_link: bool | None = None
     seed: Whole = 0

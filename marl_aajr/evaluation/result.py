@@ -178,6 +178,7 @@ class Evaluation(ResultModel):
         suite: the suite's name; empty without one.
         units: of ε.
         norm: of ε.
+        channels: the channels of observations that the attacks are held to; empty: all.
         seed: of the episodes and of the attacks.
         episodes: how many, for each row.
         selection_episodes: how many others the worst attacks were chosen on.
@@ -197,6 +198,7 @@ class Evaluation(ResultModel):
     suite: str = ""
     units: Units
     norm: Norm = "linf"
+    channels: tuple[str, ...] = ()
     seed: int
     episodes: int = Field(ge=1)
     selection_episodes: int = 0

@@ -22,9 +22,10 @@ from marl_aajr.attacks import Attack, Fault
 from marl_aajr.attacks.together import play_together
 from marl_aajr.core.checks import grouped
 from marl_aajr.core.seeds import Purpose
-from marl_aajr.evaluation.admission import check_fits, fitted
+from marl_aajr.evaluation.admission import fitted
 from marl_aajr.evaluation.budget import candidates, rounds
 from marl_aajr.evaluation.evaluator import Evaluator
+from marl_aajr.evaluation.fault_limits import check_fits
 from marl_aajr.evaluation.outcomes import OWN, Actions, AttackOutcome, AttackSpec, ReplacementOutcome
 from marl_aajr.evaluation.preflight import ObservationSampler
 from marl_aajr.evaluation.replacements import Replacement, mark_worst

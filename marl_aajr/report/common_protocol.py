@@ -23,7 +23,7 @@ from marl_aajr.report.conditions import (
     missing_somewhere,
     share_attacks,
 )
-from marl_aajr.report.estimates import some
+from marl_aajr.report.estimates import listing, some
 from marl_aajr.report.methods import EvaluatedRun
 from marl_aajr.report.run_results import PoolResults, RunResults
 
@@ -40,11 +40,12 @@ class CommonProtocol:
     units: str
     num_envs: int
     norm: str
+    channels: tuple[str, ...]
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> CommonProtocol:
         """The protocol that an evaluation followed."""
-        same = ("episodes", "seed", "actions", "level", "units", "num_envs", "norm")
+        same = ("episodes", "seed", "actions", "level", "units", "num_envs", "norm", "channels")
         return cls(Task.of(evaluation), **{name: getattr(evaluation, name) for name in same})
 
     def __str__(self) -> str:
@@ -55,6 +56,7 @@ class CommonProtocol:
             f"{100 * self.level:g} % intervals",
             f"ε in {self.units} units",
             f"ε in the {self.norm.upper()} norm" if self.norm != "linf" else "",
+            f"attacks on {listing(self.channels)}" if self.channels else "",
         )
         return ", ".join(filter(None, parts))
 

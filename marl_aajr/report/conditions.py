@@ -92,7 +92,7 @@ class Key(NamedTuple):
 
     def __str__(self) -> str:
         limits = f", {self.limits}" if self.limits else ""
-        return f"{self.attack.name} at {size(self.attack.epsilon)}{limits} [{self.attack.described}]"
+        return f"{self.attack.label} at {size(self.attack.epsilon)}{limits} [{self.attack.described}]"
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,11 @@ def keys_of(played: Sequence[Faced]) -> dict[Exact, Key]:
 def label_all(keys: Iterable[Key]) -> dict[Key, Condition]:
     """The conditions of the keys, labelled so that no two attacks share a label."""
     unique = list(dict.fromkeys(keys))
-    alike = grouped((key.attack.name, key.attack.at(1.0)) for key in unique)
+    alike = grouped((key.attack.label, key.attack.at(1.0)) for key in unique)
     found = {}
     for key in unique:
-        alone = len(set(alike[key.attack.name])) == 1
-        label = key.attack.name if alone else f"{key.attack.name}: {key.attack.described}"
+        alone = len(set(alike[key.attack.label])) == 1
+        label = key.attack.label if alone else f"{key.attack.label}: {key.attack.described}"
         label += f" ({key.turn})" if key.turn > 1 else ""
         label += f", {key.limits}" if key.limits else ""
         found[key] = Condition(label, key.attack, key.limits)
@@ -162,7 +162,8 @@ def label_all(keys: Iterable[Key]) -> dict[Key, Condition]:
 
 def _whom(row: AttackOutcome, rows: Rows, evaluation: Evaluation) -> str:
     agents = set(row.agents)
-    if agents == set(evaluation.members):
+    everybody = evaluation.agents == evaluation.members and evaluation.budget.agents is None
+    if agents == set(evaluation.members) or (row.attack.channels and everybody):
         return ""
     searched = {frozenset(subset.agents) for subset in rows.subsets}
     if evaluation.budget.worst is not None and frozenset(agents) in searched:
@@ -217,6 +218,6 @@ def missing_somewhere(faced: Mapping[str, Collection[Key]]) -> tuple[Omission, .
 
 def _named(key: Key, keys: Iterable[Key]) -> str:
     """The attack's name; that its settings differ must do, they are too long to read."""
-    variants = {other.attack.at(1.0) for other in keys if other.attack.name == key.attack.name}
-    name = key.attack.name if key.turn == 1 else f"{key.attack.name} ({key.turn})"
+    variants = {other.attack.at(1.0) for other in keys if other.attack.label == key.attack.label}
+    name = key.attack.label if key.turn == 1 else f"{key.attack.label} ({key.turn})"
     return f"{name} with settings of its own" if len(variants) > 1 else name

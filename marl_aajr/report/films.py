@@ -83,7 +83,14 @@ def film(
         check_match(victim, env)
         members = choose_agents(env.teams, team, None)
         generator = stream(seed, Purpose.ATTACK)
-        run = AttackRun(attack=attack, victim=victim, agents=members, units=units, generator=generator)
+        run = AttackRun(
+            attack=attack,
+            victim=victim,
+            agents=members,
+            units=units,
+            generator=generator,
+            channels=env.channels,
+        )
         clean, attacked = (
             env.shoot(victim, members, seed=seed, sampled=sampled, attack=lies) for lies in (None, run)
         )

@@ -20,7 +20,7 @@ from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.methods import EvaluatedRun
 from marl_aajr.report.run_results import RunResults
-from marl_aajr.rollout.teams import TEAMS
+from marl_aajr.rollout.teams import SAID
 
 
 def commands(comparisons: Sequence[Comparison]) -> str:
@@ -79,6 +79,7 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
         common += _each("--agents", evaluation.agents)
     common += ["--weakest-link"] if evaluation.weakest_link else []
     common += ["--norm", evaluation.norm] if evaluation.norm != "linf" else []
+    common += _each("--channel", evaluation.channels)
     surrogates = (row.attack.source for row in evaluation.attacks if row.attack.access == "surrogate")
     common += _each("--surrogate", [_known(name, renamed) for name in dict.fromkeys(surrogates)])
     controls = [row for row in evaluation.adversarial_agents if row.kind in CONTROLS]
@@ -143,8 +144,8 @@ def _environment(evaluation: Evaluation, run: EvaluatedRun) -> list[str]:
     said = evaluation.env.kwargs
     if run.trained_here:
         own = run.config["env"].get("kwargs") or {}
-        said = {TEAMS: said[TEAMS]} if TEAMS in said and said[TEAMS] != own.get(TEAMS) else {}
-    keys = {name: name if name == TEAMS else f"env.kwargs.{name}" for name in said}
+        said = {name: said[name] for name in SAID if name in said and said[name] != own.get(name)}
+    keys = {name: name if name in SAID else f"env.kwargs.{name}" for name in said}
     given = _each("--set", [f"{keys[name]}={json.dumps(value)}" for name, value in said.items()])
     return given if run.trained_here else ["--env", evaluation.env.name, *given]
 

@@ -17,6 +17,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from marl_aajr.core.channels import Channels
+
 
 class BatchedStep(NamedTuple):
     """The answer of E copies to actions. All tensors are fresh: they may be kept.
@@ -58,6 +60,7 @@ class BatchedEnv(ABC):
         observation_keys: The key of an agent's array, where the environment gives it in a Dict.
         agent_ids: The environment's own keys of the agents; where absent, their names.
         teams: Team of each agent.
+        channels: By agent, what its observation's features are about, where that is known.
         device: Device of the tensors.
         state_space: Space of the global states of one copy; None where there are none.
         turn_based: Whether agents wait for one another.
@@ -78,6 +81,7 @@ class BatchedEnv(ABC):
     state_space: spaces.Space[Any] | None = None
     observation_keys: Mapping[str, str] = {}  # nobody writes into it
     agent_ids: Mapping[str, Hashable] = {}
+    channels: Mapping[str, Channels] = {}
     turn_based: bool = False
     phases: int = 1
     keeps_final_states: bool = False

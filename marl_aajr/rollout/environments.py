@@ -21,13 +21,23 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import pettingzoo
+from gymnasium.spaces import flatdim
 from pettingzoo.utils.deprecated_module import DeprecatedEnv
 
+from marl_aajr.core.channels import read_channels
 from marl_aajr.rollout.adapters import find_gymnasium
-from marl_aajr.rollout.factories import Factory, explain_import_error, factory_of, load, version
+from marl_aajr.rollout.factories import (
+    Factory,
+    explain_import_error,
+    factory_of,
+    innermost,
+    load,
+    takes,
+    version,
+)
 from marl_aajr.rollout.game import Game
 from marl_aajr.rollout.pettingzoo_games import game_of
-from marl_aajr.rollout.teams import TEAMS, read_teams
+from marl_aajr.rollout.teams import SAID, read_teams
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +59,8 @@ class EnvironmentSpec:
     Attributes:
         name: Entry point, PettingZoo registry id or import path.
         kwargs: Keyword arguments of the environment's factory, and under `env.teams`, a name that no factory
-            has, who plays with whom, in any form of `marl_aajr.rollout.teams.read_teams`.
+            has, who plays with whom, in any form of `marl_aajr.rollout.teams.read_teams`; under
+            `env.channels` what observations consist of (`marl_aajr.core.channels.read_channels`).
         summary: One line for lists.
         made_by: The factory, where only this process can find it by the name; Ray sends it by value.
     """
@@ -66,7 +77,7 @@ class EnvironmentSpec:
             ValueError: If the name is unknown, a package is missing, the environment does not take
                 these arguments, or it is no PettingZoo environment.
         """
-        factory, arguments, teams = self.factory()
+        factory, arguments, said = self.factory()
         try:
             env = factory(**arguments)
         except DeprecatedEnv as error:
@@ -74,7 +85,7 @@ class EnvironmentSpec:
         except Exception as error:
             if isinstance(error, ModuleNotFoundError) and error.name:
                 raise ValueError(f"{self.name}: {explain_import_error(factory.__module__, error)}") from error
-            reason = f"{' '.join(str(error).split())}{_takes(_innermost(factory))}"
+            reason = f"{' '.join(str(error).split())}{takes(innermost(factory))}"
             if isinstance(error, TypeError) and "argument" in str(error):  # of a factory with `**kwargs`
                 raise ValueError(
                     f"expected arguments that {self.name} takes, got {arguments}: {reason}"
@@ -85,32 +96,32 @@ class EnvironmentSpec:
                 f"expected {self.name} to be built with {arguments or 'no arguments'}, got "
                 f"{type(error).__name__} of its own ({where}): {reason}"
             ) from error
-        return game_of(env, name=self.name, teams=teams)
+        return game_of(env, name=self.name, **said)
 
-    def factory(self) -> tuple[Factory, dict[str, Any], Any]:
-        """The environment's factory, all arguments that it is called with, and the teams that were given.
+    def factory(self) -> tuple[Factory, dict[str, Any], dict[str, Any]]:
+        """The environment's factory, all arguments that it is called with, and what is said of it.
 
         Raises:
             ValueError: If the name is unknown, a package is missing or the factory takes other arguments.
         """
         factory, defaults = (self.made_by, {}) if self.made_by else _find(self.name)[:2]
         given = dict(self.kwargs)
-        teams = given.pop(TEAMS, None)
+        said = {key.removeprefix("env."): given.pop(key) for key in SAID if key in given}
         try:
             inspect.signature(factory).bind(**given)
         except TypeError as error:
             raise ValueError(
-                f"expected arguments that {self.name} takes, got {given}: {error}{_takes(factory)}"
+                f"expected arguments that {self.name} takes, got {given}: {error}{takes(factory)}"
             ) from None
         except ValueError:  # it has no signature
             pass
-        return factory, {**defaults, **given}, teams
+        return factory, {**defaults, **given}, said
 
     def argument(self, name: str) -> Any:
         """The value of an argument of the factory, or its default; None: it has none that anybody can see."""
         factory, arguments, _ = self.factory()
         try:
-            parameter = inspect.signature(_innermost(factory)).parameters.get(name)
+            parameter = inspect.signature(innermost(factory)).parameters.get(name)
         except (TypeError, ValueError):
             parameter = None
         return arguments.get(name, getattr(parameter, "default", None))
@@ -127,7 +138,8 @@ def resolve(
             `rware:rware-tiny-2ag-v2`), or an import path (`mpe2.simple_spread_v3`,
             `my_package.my_env:make`). Where a module has both kinds of environment, the parallel one
             is taken.
-        kwargs: Keyword arguments of the environment's factory, and `env.teams` (see `EnvironmentSpec`).
+        kwargs: Keyword arguments of the environment's factory, `env.teams` and `env.channels` (see
+            `EnvironmentSpec`).
 
     Returns:
         The specification, whose `make()` builds a `Game`.
@@ -187,7 +199,7 @@ def make_batch(
     Raises:
         ValueError: If the environment cannot be built or has no array form.
     """
-    factory, kwargs, teams = spec.factory()
+    factory, kwargs, said = spec.factory()
     batched_env: Any = getattr(sys.modules.get(factory.__module__), BATCH_FACTORY, None)
     if not callable(batched_env):
         from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch  # late: lists need no torch
@@ -195,9 +207,12 @@ def make_batch(
         return PettingZooBatch(spec, num_envs, device=device, flat=flat)
     kwargs.pop("render_mode", None)  # a batch draws one copy when it is asked to
     batch: BatchedEnv = batched_env(num_envs, device=device, **kwargs)
-    if teams is not None:
+    if (teams := said.get("teams")) is not None:
         agents = dict(zip(batch.possible_agents, batch.possible_agents, strict=True))
         batch.teams = read_teams(teams, agents, name=spec.name)
+    if (channels := said.get("channels")) is not None:
+        widths = {agent: flatdim(space) for agent, space in batch.observation_spaces.items()}
+        batch.channels = read_channels(channels, widths, env=spec.name)
     return batch
 
 
@@ -266,33 +281,3 @@ def _unknown(name: str) -> str:
         f"unknown environment {name!r}{hint}; see marl-aajr list envs, or give an import path such as "
         "my_package.my_env:make, or what a package registers in Gymnasium: my_package:MyEnv-v1"
     )
-
-
-def _accepted(factory: Factory) -> list[str]:
-    """Names of the keyword arguments that the factory declares."""
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    try:
-        parameters = inspect.signature(factory).parameters.values()
-    except (TypeError, ValueError):  # some that are written in C have no signature
-        return []
-    return [parameter.name for parameter in parameters if parameter.kind in kinds]
-
-
-def _takes(factory: Factory) -> str:
-    accepted = _accepted(factory)
-    return f"; it takes {', '.join(accepted)}" if accepted else ""
-
-
-def _innermost(factory: Factory) -> Factory:
-    """The function to which a factory of the form `def env(**kwargs)` passes its arguments.
-
-    PettingZoo's factories wrap each other in closures, by convention under these names.
-    """
-    while inspect.isfunction(factory) and not _accepted(factory):
-        scope = inspect.getclosurevars(factory)
-        called = {**scope.globals, **scope.nonlocals}
-        inner = [called[name] for name in ("raw_env", "env_fn", "env") if callable(called.get(name))]
-        if not inner:
-            break
-        factory = inner[0]
-    return factory

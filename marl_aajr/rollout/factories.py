@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 import re
 from collections.abc import Callable, Iterable
@@ -138,3 +139,34 @@ def _listing(names: Iterable[str], most: int = 12) -> str:
     listed = list(names)
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return (", ".join(listed[:most]) or "nothing") + more
+
+
+def _accepted(factory: Factory) -> list[str]:
+    """Names of the keyword arguments that the factory declares."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # some that are written in C have no signature
+        return []
+    return [parameter.name for parameter in parameters if parameter.kind in kinds]
+
+
+def takes(factory: Factory) -> str:
+    """The arguments of a factory, as the end of a message."""
+    accepted = _accepted(factory)
+    return f"; it takes {', '.join(accepted)}" if accepted else ""
+
+
+def innermost(factory: Factory) -> Factory:
+    """The function to which a factory of the form `def env(**kwargs)` passes its arguments.
+
+    PettingZoo's factories wrap each other in closures, by convention under these names.
+    """
+    while inspect.isfunction(factory) and not _accepted(factory):
+        scope = inspect.getclosurevars(factory)
+        called = {**scope.globals, **scope.nonlocals}
+        inner = [called[name] for name in ("raw_env", "env_fn", "env") if callable(called.get(name))]
+        if not inner:
+            break
+        factory = inner[0]
+    return factory

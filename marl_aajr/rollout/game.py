@@ -2,16 +2,13 @@
 
 PettingZoo has two interfaces, and most turn-based environments refuse its own conversion between them.
 A `Game` hides the difference: every turn says who must act next, what they see and what they earned.
-The RLlib wrapper, the batched environments and the evaluation all play through it, so an environment is
-adapted, checked and blamed in one place. The two adapters are in `marl_aajr.rollout.pettingzoo_games`.
+Everything plays through it. The two adapters are in `marl_aajr.rollout.pettingzoo_games`.
 
-A game saves its environment as bytes, although that was not written to be saved. Pickle alone is a trap: most
-PettingZoo environments are `EzPickle`, which pickles the arguments of the constructor and nothing else, so
-that a new environment comes back, without a word. Here their attributes are pickled, their own random
-generators included. Left out, because they cannot be read, are windows, surfaces and fonts of pygame (those
-of the environment that the state is put into take their place) and everything outside of Python objects: an
-environment whose simulator is such a thing (Box2D's worlds) is refused. What an environment draws from the
-global generators of `random` and NumPy is no part of its state.
+A game saves its environment as bytes. Pickle alone would not do: most PettingZoo environments are `EzPickle`,
+which pickles the constructor's arguments and nothing else. Here their attributes are pickled, random
+generators included. Windows, surfaces and fonts of pygame are left out (those of the environment that the
+state is put into take their place), and a simulator outside of Python (Box2D's worlds) is refused. What an
+environment draws from the global generators of `random` and NumPy is no part of its state.
 """
 
 from __future__ import annotations
@@ -26,7 +23,9 @@ from typing import Any, NoReturn, TypeVar
 from gymnasium import spaces
 from gymnasium.utils import EzPickle
 
+from marl_aajr.core.channels import Channel
 from marl_aajr.core.environment_values import EnvironmentFault, observation_check
+from marl_aajr.rollout.environment_channels import channels_of
 from marl_aajr.rollout.game_agents import GameAgents, GameStep
 from marl_aajr.rollout.teams import teams_of
 
@@ -37,14 +36,13 @@ _RETURNS["last"] = ("observation", "reward", "termination", "truncation", "info"
 
 
 class Game(ABC):
-    """Any PettingZoo environment, played turn by turn.
-
-    Everything in front of a game knows its agents as `marl_aajr.rollout.game_agents.GameAgents` has them.
+    """Any PettingZoo environment, played turn by turn; its agents are known as `GameAgents` has them.
 
     Args:
         env: A PettingZoo environment.
         name: Its name in faults and messages.
         teams: What is said of its teams (`marl_aajr.rollout.teams.read_teams`); None: what it says itself.
+        channels: The same of the channels of its observations (`marl_aajr.core.channels.read_channels`).
 
     Attributes:
         agent_ids: The environment's own key of each possible agent, by name.
@@ -55,11 +53,10 @@ class Game(ABC):
         state_space: Space of the global states; None where the environment declares none.
 
     Raises:
-        ValueError: If the environment does not say who its agents are, what they see and do, or, where their
-            names suggest sides, who plays with whom.
+        ValueError: If the environment does not say who its agents are, what they do, or who plays with whom.
     """
 
-    def __init__(self, env: Any, *, name: str, teams: Any = None) -> None:
+    def __init__(self, env: Any, *, name: str, teams: Any = None, channels: Any = None) -> None:
         self.env = env
         self.name = name
         self.copy: int | None = None
@@ -69,6 +66,7 @@ class Game(ABC):
         self.agent_ids, self.possible_agents = agents.ids, tuple(agents.ids)
         self.action_spaces, self.env_action_spaces = agents.action_spaces, agents.env_action_spaces
         self._teams = partial(teams_of, env, self.agent_ids, name=name, said=teams)
+        self._channels = partial(channels_of, env, name=name, said=channels)
         try:
             self._teams()
         except ValueError:  # some environments know their teams only after a reset
@@ -82,6 +80,11 @@ class Game(ABC):
         """The team of each possible agent; scores are per team."""
         self._look_for_masks()
         return self._teams()
+
+    @cached_property
+    def channels(self) -> dict[str, dict[str, Channel]]:
+        """The channels of each possible agent's observation, where they are known."""
+        return self._channels(self.observation_spaces)
 
     @property
     def observation_spaces(self) -> dict[str, spaces.Space[Any]]:
@@ -110,8 +113,7 @@ class Game(ABC):
         """Starts an episode.
 
         Args:
-            seed: Seed of the environment's generator; None continues it (or takes entropy from the
-                operating system: that is the environment's choice).
+            seed: Seed of the environment's generator; None: as the environment does without one.
             options: Passed to the environment.
 
         Returns:

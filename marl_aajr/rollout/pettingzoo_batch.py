@@ -67,6 +67,7 @@ class PettingZooBatch(BatchedEnv):
         self.observation_spaces, masks = {}, {}
         for agent in self.possible_agents:
             self.observation_spaces[agent], masks[agent] = _array_spaces(game, agent, flat)
+        self.channels = game.channels
         self.observation_keys = {
             agent: own_key(space)
             for agent, space in game.observation_spaces.items()

@@ -169,13 +169,13 @@ class TurnBasedGame(Game):
 _PARALLEL = ("possible_agents", "observation_space", "action_space", "reset", "step", "unwrapped")
 
 
-def game_of(env: Any, *, name: str, teams: Any = None) -> Game:
+def game_of(env: Any, *, name: str, **said: Any) -> Game:
     """The game over an environment.
 
     Args:
         env: An AECEnv or a ParallelEnv of PettingZoo, a Gymnasium environment or a `MultiAgentEnv` of RLlib.
         name: Its name in faults and messages.
-        teams: Who plays with whom (`marl_aajr.rollout.teams.read_teams`); None: what the environment says.
+        said: What is said of it, `teams` and `channels`, as in `Game`.
 
     Raises:
         ValueError: If it is neither.
@@ -183,14 +183,14 @@ def game_of(env: Any, *, name: str, teams: Any = None) -> Game:
     if isinstance(env, gymnasium.Env):
         env = to_pettingzoo(env)
     if isinstance(env, RLlibParallelEnv):
-        return RLlibGame(env, name=name, teams=teams)
+        return RLlibGame(env, name=name, **said)
     if type(env) is aec_to_parallel_wrapper:
-        return ConvertedGame(env, name=name, teams=teams)
+        return ConvertedGame(env, name=name, **said)
     if isinstance(env, AECEnv):
-        return TurnBasedGame(env, name=name, teams=teams)
+        return TurnBasedGame(env, name=name, **said)
     # Some packages write the interface without deriving from it.
     if isinstance(env, ParallelEnv) or all(hasattr(env, part) for part in _PARALLEL):
-        return ParallelGame(env, name=name, teams=teams)
+        return ParallelGame(env, name=name, **said)
     raise ValueError(
         f"expected {name} to be a PettingZoo ParallelEnv or AECEnv, a Gymnasium environment or an RLlib "
         f"MultiAgentEnv, got {type(env).__name__}; derive it from one of them"

@@ -14,12 +14,16 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+from marl_aajr.core.channels import CHANNELS
 from marl_aajr.core.checks import grouped, one_of
 from marl_aajr.core.environment_values import agent_name
 
 ONE_TEAM = "team"
 TEAMS = "env.teams"
 """The setting; beside the arguments of an environment, the key that it stands under."""
+
+SAID = (TEAMS, CHANNELS)
+"""The settings that say something of an environment, among its arguments."""
 
 _SIDE = re.compile(
     r"(?:team|side|squad|army|faction)[_-]?(?:\d+|[a-z](?![a-z]))|(?<![a-z])(?:red|blue|green|yellow|ally|enemy|"
@@ -48,7 +52,7 @@ def teams_of(env: Any, agents: Mapping[str, Hashable], *, name: str, said: Any =
         ValueError: If `teams` cannot be read or leaves an agent out, or nothing but the names of the agents
             says that there are sides.
     """
-    said = _outermost(env) if said is None else said
+    said = outermost(env, "teams") if said is None else said
     if said is not None:
         return read_teams(said, agents, name=name)
     module = type(env.unwrapped).__module__
@@ -106,8 +110,8 @@ def read_teams(said: Any, agents: Mapping[str, Hashable], *, name: str) -> dict[
 
 
 def sideless(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of an environment but for `env.teams`, which changes nothing that is played."""
-    return {name: value for name, value in kwargs.items() if name != TEAMS}
+    """The arguments of an environment but for what is only said of it: the same is played without."""
+    return {name: value for name, value in kwargs.items() if name not in SAID}
 
 
 def announce(name: str, teams: Mapping[str, str], *, attacked: str | None = None) -> None:
@@ -160,11 +164,11 @@ def check_teams(field: str, named: Sequence[str], known: Sequence[str], *, env: 
         )
 
 
-def _outermost(env: Any) -> Any:
-    """The `teams` of the outermost wrapper that has some; None: none has."""
+def outermost(env: Any, attribute: str) -> Any:
+    """The attribute of the outermost wrapper of an environment that has it; None: none has."""
     while env is not None:
-        if (teams := getattr(env, "teams", None)) is not None:
-            return teams
+        if (value := getattr(env, attribute, None)) is not None:
+            return value
         inner = [vars(env).get(name) for name in ("env", "aec_env", "par_env")]
         unwrapped = getattr(env, "unwrapped", None)
         env = next((other for other in inner if other is not None), None if unwrapped is env else unwrapped)

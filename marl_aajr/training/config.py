@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from marl_aajr.rollout.attack.beside_regularizers import path_for
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
-from marl_aajr.rollout.teams import TEAMS
+from marl_aajr.rollout.teams import SAID
 from marl_aajr.training.atla import ATLA
 from marl_aajr.training.fields import (
     Count,
@@ -38,8 +38,9 @@ class EnvConfig(Section):
     Attributes:
         name: environment: a name of `list envs` or an import path, `my_package.my_env:make`; those of
             `marl_aajr.envs` are mpe2's, batched in torch: the same games at several times the speed.
-        kwargs: arguments of its constructor. Among them is kept `env.teams`: who plays with whom, where the
-            environment does not say it, such as `{red_*: red, blue_*: blue}`.
+        kwargs: arguments of its constructor. Among them is kept what the environment does not say itself:
+            `env.teams`, who plays with whom, such as `{red_*: red, blue_*: blue}`, and `env.channels`, what
+            observations consist of, such as `{messages: [3, 4], others: "5:9"}`.
     """
 
     name: str = Field(min_length=1)
@@ -48,10 +49,11 @@ class EnvConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, data: Any) -> Any:
-        """`env: simple_spread_v3` is `env: {name: simple_spread_v3}`; `teams` stand among the arguments."""
-        if isinstance(data, Mapping) and "teams" in data:
-            rest = {key: value for key, value in data.items() if key != "teams"}
-            return {**rest, "kwargs": {**(data.get("kwargs") or {}), TEAMS: data["teams"]}}
+        """`env: simple_spread_v3` is `env: {name: simple_spread_v3}`; what is said of it, an argument."""
+        if isinstance(data, Mapping):
+            said = {key: data[short] for key in SAID if (short := key.removeprefix("env.")) in data}
+            rest = {key: value for key, value in data.items() if f"env.{key}" not in said}
+            return {**rest, "kwargs": {**(data.get("kwargs") or {}), **said}} if said else rest
         return {"name": data} if isinstance(data, str) else data
 
 

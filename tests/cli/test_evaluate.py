@@ -260,10 +260,31 @@ def test_only_arguments_of_the_environment_are_set(run: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(run), "--set", "ppo.lr=1"])
     assert stop.value.code == 2
-    assert (
-        "expected --set env.kwargs.NAME=VALUE or env.teams=… in evaluate, got ppo.lr"
-        in capsys.readouterr().err
+    assert "NAME=VALUE, env.teams=… or env.channels=… in evaluate, got ppo.lr" in capsys.readouterr().err
+
+
+def test_attacks_may_be_held_to_channels(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    named = (
+        "--attack",
+        "noise",
+        "--epsilon",
+        "0.1",
+        "--episodes",
+        "4",
+        "--channel",
+        "rest",
+        "--channel",
+        "sign",
     )
+    said = "--set", "env.channels={sign: 0, rest: '1:'}"
+    result = as_json(capsys, run, *named, *said)
+    assert result["channels"] == ["rest", "sign"]
+    assert result["results"][0]["attacks"][0]["attack"]["settings"]["channels"] == ["rest", "sign"]
+    main(["evaluate", str(run), *named, *said])
+    assert "noise on rest, sign" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run), *named])
+    assert "which does not; say it: env.channels" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_may_be_told_its_sides(

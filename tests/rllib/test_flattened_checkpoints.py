@@ -22,7 +22,8 @@ from marl_aajr import AAJR, register, robustify
 from marl_aajr.attacks import make_attack
 from marl_aajr.core.flat_observations import FlatBox, own_part, vector_space
 from marl_aajr.evaluation import evaluate
-from marl_aajr.evaluation.episodes import play, prepare
+from marl_aajr.evaluation.episodes import play
+from marl_aajr.evaluation.prepared_attack import prepare
 from marl_aajr.rllib import victim_from_checkpoint
 from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.victims import Victim

@@ -77,6 +77,8 @@ class RolloutAttack:
         scale: per feature, the size > 0 of one unit of ε; None: 1.
         low: lower bound of perturbed observations, a number or one per feature; None: none.
         high: upper bound of perturbed observations, a number or one per feature; None: none.
+        channels: names of what can be perturbed, such as `[messages]`, as the environment has them; agents
+            that observe none of them are not attacked; None: all of it.
         agents: the attacked agents; None: all.
         attacked_steps: [m, T], m of every T steps of an episode are attacked, at random; None: every step.
         critic: observations that the critic reads: those that the agent has `"seen"`, also at the end of an
@@ -110,6 +112,7 @@ class RolloutAttack:
     scale: tuple[float, ...] | None = None
     low: float | tuple[float, ...] | None = None
     high: float | tuple[float, ...] | None = None
+    channels: tuple[str, ...] | None = None
     agents: tuple[str, ...] | None = None
     attacked_steps: tuple[int, int] | None = None
     critic: CriticReads = "seen"
@@ -118,7 +121,7 @@ class RolloutAttack:
 
     def __post_init__(self) -> None:
         refuse_search_spaces(type(self).__name__, vars(self))
-        tuples = ("mask", "scale", "low", "high", "epsilon_draw", "attacked_steps")
+        tuples = ("mask", "scale", "low", "high", "channels", "epsilon_draw", "attacked_steps")
         as_values(self, schedules=("share", "epsilon"), tuples=tuples)
         if self.agents is not None:
             object.__setattr__(self, "agents", agent_names(self.agents))
@@ -178,9 +181,8 @@ class RolloutAttack:
 
     def perturbations(self, epsilon: float | Tensor) -> PerturbationSet:
         """Δ of a radius, or of each row's, `[B, 1]`."""
-        limits: dict[str, Any] = {
-            name: getattr(self, name) for name in ("norm", "mask", "scale", "low", "high")
-        }
+        names = ("norm", "mask", "scale", "low", "high", "channels")
+        limits: dict[str, Any] = {name: getattr(self, name) for name in names}
         one = PerturbationSet(epsilon=1.0 if isinstance(epsilon, Tensor) else epsilon, **limits)
         return PerturbationSets.of(one, epsilon) if isinstance(epsilon, Tensor) else one
 
