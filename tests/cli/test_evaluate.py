@@ -280,7 +280,8 @@ def test_attacks_may_be_held_to_channels(capsys: pytest.CaptureFixture[str], run
     result = as_json(capsys, run, *named, *said)
     assert result["channels"] == ["rest", "sign"]
     assert result["results"][0]["attacks"][0]["attack"]["settings"]["channels"] == ["rest", "sign"]
-    main(["evaluate", str(run), *named, *said])
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(run), *named, *said])
     assert "noise on rest, sign" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["evaluate", str(run), *named])
