@@ -98,7 +98,6 @@ class Attack(ABC):
     """Whether it chooses for all attacked agents of a step at once: see `choose_actions`."""
     sized: ClassVar[bool] = True
     """Whether δ is held to a radius ε; if not, its set is `Unlimited`."""
-
     _mixes_sizes: ClassVar[bool] = False
 
     perturbations: PerturbationSet
