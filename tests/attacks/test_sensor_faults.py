@@ -16,7 +16,7 @@ from marl_aajr.attacks.episode_memory import EpisodeMemory
 from marl_aajr.attacks.faults import FAULTS
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.evaluation.episodes import prepare
+from marl_aajr.evaluation.prepared_attack import prepare
 from marl_aajr.pettingzoo import attacked
 from marl_aajr.victims import ObservationFilter, Victim
 from tests.networks import generator, tanh_policy

@@ -27,7 +27,12 @@ def on(spec: EnvironmentSpec, channels: Any) -> EnvironmentSpec:
 def played(channel: str, *, said: Any = SIGN, **how: Any) -> Evaluation:
     spec = on(signs(), said)
     filters = how.pop("filters", {})
-    protocol = {"attacks": [("pgd-margin", 1.1)], "episodes": 12, "num_envs": 6, "units": "raw"}
+    protocol: dict[str, Any] = {
+        "attacks": [("pgd-margin", 1.1)],
+        "episodes": 12,
+        "num_envs": 6,
+        "units": "raw",
+    }
     return evaluate(team(spec, sign_reader(), filters=filters), channels=[channel], **(protocol | how))
 
 
