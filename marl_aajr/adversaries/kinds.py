@@ -15,6 +15,10 @@ PA-AD gains by its length; the search gains what it costs, and is there for game
 SA-RL stays where its warm start puts it, however long it learns: noise in 18 features moves a policy so
 little that PPO learns next to nothing from it (a dozen settings tried, none better by more than 1). From
 random weights it stays near the clean return.
+
+Best responses to the pursuers of simple_tag (plain PPO, 1.2 million steps; 100 held-out episodes, 62 against
+their own prey) leave them 6 with 800,000 steps (26 s) and 5 with 2,400,000; the curve is flat from about
+500,000 steps on.
 """
 
 from __future__ import annotations

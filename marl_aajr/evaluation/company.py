@@ -3,7 +3,8 @@
 A team that is judged against its own side is judged against what that side has learned, which a method that
 weakens both flatters. Opponents are the same for every team, and nobody's training partners. A partner takes
 the place of a member (ad-hoc teamwork, zero-shot coordination): who only gets on with those it has trained
-with earns less with a stranger.
+with earns less with a stranger. Opponents are met without and under every attack. Partners are met without
+one: an attack is found for a team of the victim's own, and under it nobody could tell what the partner costs.
 
 Both are read without an environment (`read_company`), then resolved in one, and refused by their names.
 """

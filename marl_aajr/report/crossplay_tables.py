@@ -19,6 +19,7 @@ from marl_aajr.report.estimates import (
     Cell,
     Estimate,
     Line,
+    Sheet,
     estimate_of,
     estimated,
     marked,
@@ -56,6 +57,34 @@ def ratings(comparison: Comparison, *, resamples: int = 100) -> tuple[Block, ...
     if len(comparison.pool) < 2 or len(rows) < 2:
         return ()
     return tuple(_rated(comparison, rows, epsilon, resamples) for epsilon in (0.0, comparison.epsilons[-1]))
+
+
+def between_seeds(comparison: Comparison) -> tuple[Sheet, ...]:
+    """The runs of each method with members of each other's teams, as far as all of them met; else empty.
+
+    On the diagonal a run plays by itself.
+    """
+    found = ((row.method.label, _seeds_met(row)) for row in comparison.rows)
+    return tuple(_matrix(label, met, comparison.decimals) for label, met in found if met is not None)
+
+
+def _seeds_met(row: MethodRow) -> CrossPlay | None:
+    played = {f"s{run.run.seed}": rows for run in row.runs for rows, _ in run.played}
+    met = [
+        {each.source for each in rows.adversarial_agents if each.kind == "partner"}
+        for rows in played.values()
+    ]
+    whole = all(played.keys() - {seed} <= others for seed, others in zip(played, met, strict=True))
+    return CrossPlay.between(played) if whole and len(played) > 1 else None
+
+
+def _matrix(label: str, met: CrossPlay, decimals: int) -> Sheet:
+    lines = []
+    for i, line in enumerate(met.matrix.tolist()):
+        others = float(np.mean([value for j, value in enumerate(line) if j != i]))
+        lines.append((met.teams[i], *(number(value, decimals=decimals) for value in (*line, others))))
+    caption = f"{label}: mean return of each seed with a member of another one in each place in turn."
+    return Sheet(caption, ("seed", *met.opponents, "mean of the others"), tuple(lines))
 
 
 def _rated(comparison: Comparison, rows: Sequence[MethodRow], epsilon: float, resamples: int) -> Block:

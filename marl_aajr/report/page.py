@@ -193,6 +193,7 @@ def _tables(comparison: Comparison) -> dict[str, Any]:
         "heat_ends": [number(end, decimals=comparison.decimals) for end in ends],
         "cross_play": crossplay_tables.cross_play(comparison),
         "ratings": crossplay_tables.ratings(comparison),
+        "between_seeds": crossplay_tables.between_seeds(comparison),
         "cross_play_ends": [number(end, decimals=comparison.decimals) for end in met],
         "changed_actions": tables.changed_actions(comparison),
         "team_returns": tables.team_returns(comparison),

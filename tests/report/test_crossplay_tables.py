@@ -9,7 +9,7 @@ import pytest
 
 from marl_aajr.report import Comparison, headline
 from marl_aajr.report.cautions import cautions
-from marl_aajr.report.crossplay_tables import cross_play, ratings
+from marl_aajr.report.crossplay_tables import between_seeds, cross_play, ratings
 from marl_aajr.report.figures import worst_case
 from marl_aajr.report.ranking import nothing_learned, own_side, ranked
 from marl_aajr.report.style import Legend
@@ -116,6 +116,37 @@ def test_each_opponent_is_met_under_its_own_worst_attack(tmp_path: Path) -> None
     content["opponents"][1] = against("strong", 40.0, attacks={("noise", 0.1): -9.0, ("pgd", 0.1): -2.0})
     (row,) = compared(tmp_path, none=[content]).rows
     assert row.worst_return[0.1].mean == ((60 - 8) + (40 - 9)) / 2
+
+
+def test_seeds_play_with_each_other_in_each_place(tmp_path: Path) -> None:
+    def with_partners(own: float, **others: tuple[float, float]) -> dict[str, Any]:
+        rows = [
+            {
+                **evaluation(mean)["clean"],
+                "kind": "partner",
+                "source": name,
+                "agents": [agent],
+                "loyal_return": 0,
+            }
+            for name, means in others.items()
+            for agent, mean in zip(("agent_0", "agent_1"), means, strict=True)
+        ]
+        return evaluation(own, teams=("team", "team"), adversarial_agents=rows)
+
+    trio = [
+        with_partners(-40.0, s1=(-50.0, -54.0), s2=(-60.0, -60.0)),
+        with_partners(-41.0, s0=(-50.0, -50.0), s2=(-70.0, -60.0)),
+        with_partners(-42.0, s0=(-44.0, -44.0), s1=(-46.0, -46.0)),
+    ]
+    lone = [with_partners(-40.0, s1=(-50.0, -50.0)), with_partners(-40.0)]
+    (sheet,) = between_seeds(compared(tmp_path, none=trio, aajr=lone))
+    assert sheet.caption.startswith("none (plain PPO): mean return of each seed with a member of another one")
+    assert sheet.columns == ("seed", "s0", "s1", "s2", "mean of the others")
+    assert sheet.lines == (
+        ("s0", "−40.0", "−52.0", "−60.0", "−56.0"),
+        ("s1", "−50.0", "−41.0", "−65.0", "−57.5"),
+        ("s2", "−44.0", "−46.0", "−42.0", "−45.0"),
+    )
 
 
 def test_an_opponent_that_only_some_met_is_left_out(tmp_path: Path) -> None:

@@ -271,4 +271,6 @@ def test_a_study_with_a_pool_and_partners(tmp_path: Path, monkeypatch: pytest.Mo
         partners = [row for row in with_partner if row["attack"] == "partner"]
         assert [row["settings"] for row in partners] == [f"s{1 - seed}"] * 2
         assert {row["opponent"] for row in with_partner} == {"own"}
-    assert "<li>Doubted.</li>" in plan.folder.report.read_text()
+    page = plan.folder.report.read_text()
+    assert "<li>Doubted.</li>" in page
+    assert page.count("<summary>Seeds with each other</summary>") == 1
