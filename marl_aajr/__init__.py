@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from marl_aajr.pettingzoo import with_agents as with_agents
     from marl_aajr.regularizers import AAJR as AAJR
     from marl_aajr.regularizers import ERNIE as ERNIE
+    from marl_aajr.regularizers import ConvexSmoothPolicy as ConvexSmoothPolicy
     from marl_aajr.regularizers import Frobenius as Frobenius
     from marl_aajr.regularizers import NoiseAugmentation as NoiseAugmentation
     from marl_aajr.regularizers import OffPolicyAdversarialTraining as OffPolicyAdversarialTraining
+    from marl_aajr.regularizers import Radial as Radial
     from marl_aajr.regularizers import RandomDirection as RandomDirection
     from marl_aajr.regularizers import Regularizer as Regularizer
     from marl_aajr.regularizers import SmoothPolicy as SmoothPolicy
@@ -53,8 +55,8 @@ _HOMES = {
     "certificates": "certify",
     "evaluation": "evaluate",
     "pettingzoo": "attacked with_agents",
-    "regularizers": "AAJR ERNIE Frobenius NoiseAugmentation OffPolicyAdversarialTraining RandomDirection "
-    "Regularizer SmoothPolicy Spectral SpectralNormalization make_regularizer",
+    "regularizers": "AAJR ConvexSmoothPolicy ERNIE Frobenius NoiseAugmentation OffPolicyAdversarialTraining "
+    "Radial RandomDirection Regularizer SmoothPolicy Spectral SpectralNormalization make_regularizer",
     "report": "compare",
     "rollout.attack.rollout_attack": "RolloutAttack",
     "rllib": "fast register robustify robustify_policy",

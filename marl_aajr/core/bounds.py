@@ -97,6 +97,9 @@ class BoundedMLP:
         layers: the layers in their order, of `SHAPES` and Linear, Identity and Flatten.
         dtype: of the computation; None: of the weights themselves, which then get a gradient.
 
+    Attributes:
+        width: the number m of outputs.
+
     Raises:
         ValueError: another layer, which is named.
     """
@@ -116,8 +119,10 @@ class BoundedMLP:
                     f"expected layers that can be bounded ({known}), without hooks, slopes from 0 to 1, "
                     f"got {layer} in place {place}; attack this policy, or smooth it"
                 )
-        if not any(isinstance(step, tuple) for step in self.steps):
+        linear = [step[0] for step in self.steps if isinstance(step, tuple)]
+        if not linear:
             raise ValueError("expected a network with Linear layers to bound, got one without")
+        self.width = linear[-1].shape[0]
 
     @classmethod
     def of(cls, network: object, *, dtype: torch.dtype | None = None) -> BoundedMLP:
@@ -130,10 +135,17 @@ class BoundedMLP:
 
     def outputs(self, region: Region, method: BoundMethod) -> Ends:
         """Bounds of each output, `[B, m]` each."""
-        return Ends(*self._both(region, len(self.steps), self._inner(region, method), method))
+        linear = next(step[0] for step in reversed(self.steps) if isinstance(step, tuple))
+        return self.ends(region, torch.eye(self.width, dtype=linear.dtype, device=linear.device), method)
+
+    def ends(self, region: Region, combination: Tensor, method: BoundMethod) -> Ends:
+        """Bounds of C f, `[B, k, m] -> [B, k]`; C may be that of all rows, `[k, m]`."""
+        inner, place = self._inner(region, method), len(self.steps)
+        low = self._least(region, combination, place, inner, method)
+        return Ends(low, -self._least(region, -combination, place, inner, method))
 
     def least(self, region: Region, combination: Tensor, method: BoundMethod) -> Tensor:
-        """A number that C f is nowhere below, `[B, k, m] -> [B, k]`; C may be of all rows, `[k, m]`."""
+        """The lower ones alone."""
         return self._least(region, combination, len(self.steps), self._inner(region, method), method)
 
     def rounding(self, region: Region, unit: float) -> Tensor:

@@ -36,10 +36,13 @@ class Policy(ABC):
         critic: V at observations, `[B, ..., d] -> [B, ...]`; None where the policy comes without.
         network: the module that is held while an adversary looks (`marl_aajr.core.fixed_network`); None:
             one pass leaves no trace, and any other gives the same.
+        layers: the layers from observations `[B, d]` to distribution inputs before a mask, which bounds go
+            through; None: there is more to it.
     """
 
     critic: Callable[[Tensor], Tensor] | None = None
     network: nn.Module | None = None
+    layers: nn.Module | None = None
 
     def __init__(self, distribution: ActionDistribution) -> None:
         self.distribution = distribution
@@ -159,6 +162,7 @@ class ModulePolicy(Policy):
         super().__init__(distribution)
         self.module = module
         self.mlp = PlainMLP.of(module)
+        self.layers = module if isinstance(module, nn.Module) else None
         self.network = module if isinstance(module, nn.Module) and self.mlp is None else None
 
     def __call__(self, obs: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from marl_aajr.core.checks import check_settings, made, one_of
 from marl_aajr.regularizers.aajr import AAJR
 from marl_aajr.regularizers.augmentation import NoiseAugmentation, OffPolicyAdversarialTraining
+from marl_aajr.regularizers.certified import ConvexSmoothPolicy, Radial
 from marl_aajr.regularizers.jacobian_norms import Frobenius, RandomDirection, Spectral
 from marl_aajr.regularizers.regularizer import Regularizer, Sum
 from marl_aajr.regularizers.sample import Context, LossTerm, Sample, State, ppo_policy_loss
@@ -20,10 +21,12 @@ __all__ = [
     "ERNIE",
     "REGULARIZERS",
     "Context",
+    "ConvexSmoothPolicy",
     "Frobenius",
     "LossTerm",
     "NoiseAugmentation",
     "OffPolicyAdversarialTraining",
+    "Radial",
     "RandomDirection",
     "Regularizer",
     "Sample",
@@ -46,7 +49,9 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
         Spectral,
         SpectralNormalization,
         SmoothPolicy,
+        ConvexSmoothPolicy,
         ERNIE,
+        Radial,
         OffPolicyAdversarialTraining,
         NoiseAugmentation,
         Sum,

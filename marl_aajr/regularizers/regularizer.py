@@ -39,6 +39,8 @@ class Regularizer(ABC):
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    needs_layers: ClassVar[bool] = False
+    """Whether it is for policies that are a stack of layers (`Policy.layers`) only."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

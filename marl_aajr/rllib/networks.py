@@ -177,6 +177,11 @@ class FlatActorCritic(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         return _behind_flatten(self.actor) if plain else None
 
     @property
+    def masked_actor(self) -> nn.Sequential | None:
+        """The actor's layers on flat observations, before a mask; None: there is more to it than layers."""
+        return self.actor if self._keeps("forward_train", "_forward_train", "_forward") else None
+
+    @property
     def flat_critic(self) -> nn.Sequential | None:
         """The critic's layers on `critic_inputs`; None where a subclass does something else."""
         plain = self._keeps("compute_values") and not self.inference_only

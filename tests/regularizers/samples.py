@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.policy import ModulePolicy
-from marl_aajr.regularizers import LossTerm, Regularizer, Sample, State, make_regularizer, ppo_policy_loss
+from marl_aajr.regularizers import (
+    REGULARIZERS,
+    LossTerm,
+    Regularizer,
+    Sample,
+    SpectralNormalization,
+    State,
+    make_regularizer,
+    ppo_policy_loss,
+)
 from tests.networks import generator, observations, random_actions
 
 EXAMPLES: dict[str, dict[str, object]] = {
@@ -20,6 +29,11 @@ EXAMPLES: dict[str, dict[str, object]] = {
     },
 }
 """Settings for the regularizers that have no default."""
+
+ANY_POLICY = [
+    name for name, cls in REGULARIZERS.items() if name != SpectralNormalization.name and not cls.needs_layers
+]
+"""Those that add a term to the loss of any policy."""
 
 
 def example(name: str) -> Regularizer:

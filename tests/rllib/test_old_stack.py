@@ -21,8 +21,9 @@ from ray.rllib.policy.sample_batch import SampleBatch
 from ray.rllib.utils.metrics.learner_info import LEARNER_STATS_KEY
 
 from marl_aajr import AAJR, robustify, robustify_policy
-from marl_aajr.regularizers import REGULARIZERS, make_regularizer
+from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib.old_stack import open_features
+from tests.regularizers.samples import ANY_POLICY
 from tests.rllib.learners import ppo_config
 from tests.rllib.old_policies import (
     ACTIVE,
@@ -126,7 +127,7 @@ def test_the_model_is_left_as_the_loss_of_rllib_left_it() -> None:
     assert torch.equal(policy.model.value_function(), values)
 
 
-@pytest.mark.parametrize("name", [name for name in REGULARIZERS if name != "spectral_normalization"])
+@pytest.mark.parametrize("name", ANY_POLICY)
 def test_every_regularizer_trains(name: str) -> None:
     members = [{"name": "aajr", "interval": 1}, {"name": "smooth_policy", "interval": 1}]
     regularizer = make_regularizer(name, **({"members": members} if name == "sum" else {"interval": 1}))

@@ -19,9 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from marl_aajr import AAJR, make_regularizer, robustify
 from marl_aajr.core import jacobian
-from marl_aajr.regularizers import REGULARIZERS, LossTerm, Sample
+from marl_aajr.regularizers import LossTerm, Sample
 from marl_aajr.rllib.plugin.module_policy import module_distribution, module_policy
 from marl_aajr.rllib.sampling.env import register
+from tests.regularizers.samples import ANY_POLICY
 from tests.rllib.learners import ppo_config, sample_and_update, update
 from tests.rllib.policy_cases import (
     CASES,
@@ -175,7 +176,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in REGULARIZERS if name != "spectral_normalization"])
+@pytest.mark.parametrize("name", ANY_POLICY)
 def test_what_is_padded_behind_sequences_counts_in_no_regularizer(name: str) -> None:
     """A recurrent policy's padded outputs follow from the observations before them: they must not count."""
     case = CASES["gru"]
@@ -195,6 +196,32 @@ def test_what_is_padded_behind_sequences_counts_in_no_regularizer(name: str) -> 
         answers.append((loss.detach(), gradients))
     assert answers[0][0] != 0
     torch.testing.assert_close(answers[0], answers[1], rtol=1e-9, atol=1e-12)
+
+
+STACKS = [
+    "mlp",
+    "mlp-shared",
+    "multi-discrete",
+    "box",
+    "box-free-sigma",
+    "masked",
+    "flat-image",
+    "mappo",
+    "mappo-masked",
+]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bounds_need_a_stack_of_layers_with_or_without_a_mask(name: str) -> None:
+    case, radial = CASES[name], make_regularizer("radial", sample_fraction=1.0)
+    torch.manual_seed(0)
+    module = case.spec.build().double()
+    of, columns = regularized(case, radial, module), columns_of(case, module, dtype=torch.float64)
+    if name in STACKS:
+        assert evaluated(of, columns).loss > 0
+    else:
+        with pytest.raises(ValueError, match=f"stack of layers .* got {type(module).__name__}"):
+            evaluated(of, columns)
 
 
 def test_rows_of_a_policy_follow_their_fixed_columns() -> None:

@@ -96,7 +96,9 @@ class RLModulePolicy(Policy):
         return list(self.network.parameters())
 
     def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return type(self)(self._forward, self._columns.each(change), self.distribution, self.network)
+        changed = type(self)(self._forward, self._columns.each(change), self.distribution, self.network)
+        changed.layers = self.layers
+        return changed
 
 
 def module_policy(
@@ -135,7 +137,10 @@ def module_policy(
             return ModulePolicy(layers, distribution), only
     forward, reads_obs_only = actor_forward(module)
     columns = _columns(module, obs, {} if reads_obs_only else batch, leaves, flattened)
-    return RLModulePolicy(forward, columns, distribution, module), columns.layout.flatten(obs)
+    policy = RLModulePolicy(forward, columns, distribution, module)
+    if isinstance(module, FlatActorCritic) and leaves is None and flattened is None:
+        policy.layers = module.masked_actor
+    return policy, columns.layout.flatten(obs)
 
 
 @dataclass(frozen=True)
