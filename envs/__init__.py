@@ -16,6 +16,7 @@ They differ in this:
 - the curricula of spread and tag move (in `mpe2` the stage stays 0, whatever it is set to), by
   `set_curriculum_stage` and `advance_curriculum` of the batch (`env.batch` of a PettingZoo view);
 - two bodies in exactly one place do not push each other (`mpe2`: NaN);
+- constants are options: `mass`, `damping`, `sensitivity`, `size`, `time_step`, `contact_force`;
 - options are checked when the environment is built: tag needs prey and pursuers, world_comm also food;
 - `render_mode` is `"rgb_array"` or None, and a view refuses wrong actions with a `ValueError`.
 

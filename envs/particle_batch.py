@@ -20,7 +20,7 @@ from torch import Tensor
 from marl_aajr.core.channels import in_order
 from marl_aajr.core.seeds import Streams
 
-from .particles import TIME_STEP, Body, Layout, RowIndex, World, WorldState, flat
+from .particles import Body, Layout, RowIndex, World, WorldState, flat
 from .scenario import Scenario
 from .single_copy import draw_particles
 from .tensor_batch import TensorBatch, unbounded
@@ -42,7 +42,7 @@ class DiscreteControls:
 
     def __init__(self, layout: Layout, *, device: torch.device, dtype: torch.dtype) -> None:
         self._speakers = torch.tensor(layout.speakers, device=device, dtype=torch.int64)
-        columns = [_columns(agent, layout.message_size) for agent in layout.agents]
+        columns = [_columns(agent, layout) for agent in layout.agents]
         self._offsets: Tensor | None = None
         table = columns[0]
         if not all(torch.equal(column, table) for column in columns):
@@ -63,11 +63,17 @@ class DiscreteControls:
         return looked_up[:2], looked_up[2:].index_select(1, self._speakers)
 
 
-def _columns(agent: Body, message_size: int) -> Tensor:
+def _impulse(agent: Body, layout: Layout) -> float:
+    """The change of velocity at full throttle."""
+    return agent.acceleration * layout.physics.time_step / layout.physics.mass
+
+
+def _columns(agent: Body, layout: Layout) -> Tensor:
     """Impulse and message of each action of an agent `[2 + message_size, n]`."""
+    message_size = layout.message_size
     moves = torch.zeros(2, _MOVES if agent.movable else 1, dtype=torch.float64)
     if agent.movable:
-        strength = agent.acceleration * TIME_STEP
+        strength = _impulse(agent, layout)
         moves[0, _LEFT], moves[0, _RIGHT] = -strength, strength
         moves[1, _DOWN], moves[1, _UP] = -strength, strength
     if not agent.speaks:
@@ -93,7 +99,7 @@ class ContinuousControls:
         self._forward = torch.tensor(forward, device=device)
         self._backward = torch.tensor(backward, device=device)
         self._words = torch.tensor(words, device=device) if words else None
-        strengths = [agent.acceleration * TIME_STEP for agent in layout.agents]
+        strengths = [_impulse(agent, layout) for agent in layout.agents]
         self._strength = torch.tensor(strengths, device=device, dtype=dtype)[:, None]
         self._speakers = len(layout.speakers)
 
@@ -126,7 +132,7 @@ class ParticleBatch(TensorBatch):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        layout = scenario.layout()
+        layout = scenario.physical(scenario.layout())
         rows = RowIndex(layout)
         parts = [scenario.observation(rows, i) for i in range(len(layout.agents))]
         seen = [flat([*each.values()]) for each in parts]

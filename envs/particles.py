@@ -3,13 +3,13 @@
 The state of all copies is one tensor of rows `[F, E]`, a row for each number, E copies wide: physics runs
 on long contiguous rows, and an observation is a choice of rows, made once and gathered in one operation.
 
-The dynamics are those of `mpe2` (`mpe2/_mpe_utils/core.py`), with time step h = 0.1, damping 0.25,
-contact stiffness c = 100 and contact margin k = 0.001, for agents i and bodies j that collide:
+The dynamics are those of `mpe2` (`mpe2/_mpe_utils/core.py`), with time step h = 0.1, damping γ = 0.25, mass
+m = 1, contact stiffness c = 100 and contact margin k = 0.001, for agents i and bodies j that collide:
 
     d_ij = |p_i − p_j| − (size_i + size_j)
     f_i  = a_i u_i + Σ_j c · k log(1 + exp(−d_ij / k)) · (p_i − p_j) / |p_i − p_j|
     p_i ← p_i + h v_i
-    v_i ← 0.75 v_i + h f_i,    then  v_i ← v_i · min(1, limit_i / |v_i|)
+    v_i ← (1 − γ) v_i + h f_i / m,    then  v_i ← v_i · min(1, limit_i / |v_i|)
 
 Distances and directions that rewards and observations need at the end of a step are those that the forces of
 the next step need, so they are computed once.
@@ -32,9 +32,6 @@ from marl_aajr.rollout.teams import ONE_TEAM
 Index = NDArray[np.int64]
 Color = tuple[float, float, float]
 
-TIME_STEP = 0.1
-DAMPING = 0.25
-CONTACT_FORCE = 100.0
 CONTACT_MARGIN = 0.001
 
 _SOFTPLUS_THRESHOLD = 40.0  # above it log(1 + exp x) is x in both dtypes
@@ -42,7 +39,7 @@ _SOFTPLUS_THRESHOLD = 40.0  # above it log(1 + exp x) is x in both dtypes
 
 @dataclass(frozen=True)
 class Body:
-    """An agent or a landmark: a disc of mass 1.
+    """An agent or a landmark: a disc.
 
     Attributes:
         name: Unique in its world.
@@ -73,6 +70,16 @@ def landmark(name: str, *, size: float = 0.05, collides: bool = False, color: Co
 
 
 @dataclass(frozen=True)
+class Physics:
+    """The constants of a world, `mpe2`'s by default: m of each agent, γ, h and c."""
+
+    mass: float = 1.0
+    damping: float = 0.25
+    time_step: float = 0.1
+    contact_force: float = 100.0
+
+
+@dataclass(frozen=True)
 class Layout:
     """The bodies of a world and what else a copy remembers.
 
@@ -84,6 +91,7 @@ class Layout:
         message_size: Numbers in a message.
         spread: Landmarks begin uniformly in [-spread, spread]².
         extras: Shapes of further rows that a scenario writes, by name.
+        physics: Its constants.
     """
 
     agents: tuple[Body, ...]
@@ -92,6 +100,7 @@ class Layout:
     message_size: int = 0
     spread: float = 1.0
     extras: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    physics: Physics = Physics()
 
     @property
     def bodies(self) -> tuple[Body, ...]:
@@ -245,15 +254,16 @@ class World(WorldState):
         """Moves the agents by one time step; call `relate` afterwards.
 
         Args:
-            impulse: `[2, A, E]`, h · a_i u_i: the change of velocity that the actions ask for.
+            impulse: `[2, A, E]`, h · a_i u_i / m: the change of velocity that the actions ask for.
         """
         push = self._push() if self._colliders else None
         if self._agility is not None:
             impulse = impulse * self._agility
-        self._agents.add_(self.velocity, alpha=TIME_STEP)
-        torch.add(impulse, self.velocity, alpha=1 - DAMPING, out=self.velocity)
+        physics = self.layout.physics
+        self._agents.add_(self.velocity, alpha=physics.time_step)
+        torch.add(impulse, self.velocity, alpha=1 - physics.damping, out=self.velocity)
         if push is not None:
-            self.velocity.sub_(push, alpha=CONTACT_FORCE * TIME_STEP)
+            self.velocity.sub_(push, alpha=physics.contact_force * physics.time_step / physics.mass)
         if self._limited:
             x, y = self.velocity
             speed = (x * x).addcmul_(y, y).sqrt_()

@@ -11,15 +11,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from marl_aajr.core.checks import whole
+from marl_aajr.core.checks import positive, proportion, whole
 
-from .particles import Body, Index, Layout, RowIndex, World, WorldState
+from .particles import Body, Index, Layout, Physics, RowIndex, World, WorldState
 
 ADVERSARIES, GOOD = "adversary", "good"
 PURSUER = Body("adversary", size=0.075, collides=True, acceleration=3.0, max_speed=1.0)
@@ -36,6 +36,12 @@ class Scenario(ABC):
         dynamic_rescaling: Draw discs in the scale of the picture, not at a fixed size.
         benchmark_data: Report the quantities of the original benchmark in `infos`, by agent as
             `{"benchmark_data": tuple}`. One dict for each copy: slow for many.
+        mass: Mass of every agent, > 0; this and the following are constants of `mpe2`.
+        damping: Share of its velocity that an agent loses in a step, in [0, 1].
+        sensitivity: Acceleration of every agent at full throttle and mass 1, ≥ 0; None: each its own.
+        size: Radius of every agent, > 0; None: each its own.
+        time_step: Length of a step, > 0.
+        contact_force: Stiffness of contacts, ≥ 0.
 
     Raises:
         ValueError: If an option is out of its range.
@@ -51,13 +57,31 @@ class Scenario(ABC):
     continuous_actions: bool = False
     dynamic_rescaling: bool = True
     benchmark_data: bool = False
+    mass: float = Physics.mass
+    damping: float = Physics.damping
+    sensitivity: float | None = None
+    size: float | None = None
+    time_step: float = Physics.time_step
+    contact_force: float = Physics.contact_force
 
     def __post_init__(self) -> None:
         whole("max_cycles", self.max_cycles)
+        proportion("damping", self.damping)
+        for name in ("mass", "sensitivity", "size", "time_step", "contact_force"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name), zero=name in ("sensitivity", "contact_force"))
 
     @abstractmethod
     def layout(self) -> Layout:
         """The bodies in the world."""
+
+    def physical(self, layout: Layout) -> Layout:
+        """A layout with the physical options."""
+        own = {"acceleration": self.sensitivity, "size": self.size}
+        given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+        physics = Physics(**{name: getattr(self, name) for name in vars(layout.physics)})
+        agents = tuple(replace(agent, **given) for agent in layout.agents)
+        return replace(layout, agents=agents, physics=physics)
 
     @abstractmethod
     def observation(self, rows: RowIndex, agent: int) -> dict[str, Index]:

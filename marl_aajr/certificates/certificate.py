@@ -10,8 +10,9 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, FiniteFloat
 
 from marl_aajr.core.threat import Norm, PerturbationSet
+from marl_aajr.evaluation.attack_entries import Attacks
 from marl_aajr.evaluation.outcomes import AttackSpec, Radius, ResultModel, Units
-from marl_aajr.evaluation.protocol import Attacks, Sizes
+from marl_aajr.evaluation.protocol import Sizes
 from marl_aajr.evaluation.result import PlayedEnvironment
 from marl_aajr.training.fields import AgentNames, Count, Positive, Section, Whole, some
 

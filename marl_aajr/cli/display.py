@@ -19,6 +19,7 @@ from rich.table import Table
 from marl_aajr.core.checks import written
 
 if TYPE_CHECKING:
+    from marl_aajr.evaluation import Outcome
     from marl_aajr.evaluation import Progress as Played
     from marl_aajr.study.progress import GridProgress, NodeProgress
 
@@ -256,6 +257,12 @@ def table_of(*texts: str, numbers: Iterable[str], **how: Any) -> Table:
     for heading in numbers:
         table.add_column(heading, justify="right")
     return table
+
+
+def mean_and_interval(outcome: Outcome, decimals: int) -> tuple[str, str]:
+    """The mean of a row and the ends of its interval."""
+    ends = [written(end, decimals) for end in (outcome.low, outcome.high) if end is not None]
+    return written(outcome.mean, decimals), " to ".join(ends)
 
 
 def grid_table(grid: GridProgress) -> Table:

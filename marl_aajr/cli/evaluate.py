@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marl_aajr.cli.display import PlayingProgress, say, table_of, waiting
+from marl_aajr.cli.display import PlayingProgress, mean_and_interval, say, table_of, waiting
 from marl_aajr.cli.options import assigned, guide, options, sample, takes, values
+from marl_aajr.cli.threat_tables import curve_lines, threat_table
 from marl_aajr.core.checks import METRIC_DECIMALS, decimals_for, grouped, written
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ results             for each kind of actions:
   threats           kind, name, form, settings, and as clean
   subsets           agents, attack, returns
   adversarial_agents  kind, agents, and as clean
-  opponents         opponent, agents; clean, attacks, worst, subsets, adversarial_agents
+  opponents         opponent, agents; clean to adversarial_agents
 skipped             attack, reason
 checks              name, verdict, text
 """
@@ -48,6 +49,7 @@ HELP = guide(
     "marl-aajr evaluate runs/study-3 --suite standard --surrogate runs/study-4",
     "marl-aajr evaluate runs/study-3 --attack pgd --epsilon 0.1 --epsilon 0.2",
     "marl-aajr evaluate runs/study-3 --attack delay --attack dropout",
+    "marl-aajr evaluate runs/study-3 --attack dropout --vary kwargs.mass=0.5,1,2",
     "marl-aajr evaluate runs/tag-3 --team adversary --opponent runs/tag-7",
     "marl-aajr evaluate runs/study-3 --budget agents=1,steps=5,timing=strategic",
     "marl-aajr evaluate runs/study-3 --suite full --json > result.json",
@@ -57,14 +59,19 @@ HELP = guide(
 SETTINGS = options(
     "marl_aajr.evaluation.protocol.Protocol",
     "suite attacks epsilons units norm channels budget weakest_link episodes selection_episodes actions seed "
-    "team agents replace workers",
+    "team agents replace vary workers",
     flags={"attacks": "--attack", "epsilons": "--epsilon", "channels": "--channel"},
-    metavars={"suite": "NAME|FILE.yaml", "budget": "KEY=VALUE,…", "replace": "KIND[:AGENT,…]"},
+    metavars={
+        "suite": "NAME|FILE.yaml",
+        "budget": "KEY=VALUE,…",
+        "replace": "KIND[:AGENT,…]",
+        "vary": "kwargs.NAME=VALUE,…",
+    },
     defaults={
         "suite": f"{SUITE}, unless --attack",
         "epsilons": f"the suite's, or {' '.join(f'{size:g}' for size in EPSILONS)}",
     },
-    repeated=["attacks", "epsilons", "channels", "actions", "agents", "replace"],
+    repeated=["attacks", "epsilons", "channels", "actions", "agents", "replace", "vary"],
 )
 
 
@@ -111,7 +118,7 @@ def evaluate(
     with contextlib.redirect_stdout(sys.stderr):
         with waiting("Loading torch", console=console):
             from marl_aajr.evaluation import evaluate as play
-            from marl_aajr.evaluation.protocol import sizes_are_needed
+            from marl_aajr.evaluation.attack_entries import sizes_are_needed
         if "suite" not in protocol and sizes_are_needed(protocol["attacks"]):
             protocol.setdefault("epsilons", EPSILONS)
         with PlayingProgress(console) as progress:
@@ -165,7 +172,7 @@ def show(evaluation: Evaluation, run: Path, *, kept: Path | None = None) -> None
         table = _table(result, agents=evaluation.agents, level=evaluation.level)
         write(*_limits(evaluation, result), table, *_weakest(result), sep="\n")
         if result.threats:
-            write(_threats(result))
+            write(threat_table(result), *curve_lines(result), sep="\n")
         if result.opponents:
             write(_against(result))
     for skipped in evaluation.skipped:
@@ -186,7 +193,7 @@ def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> T
 
     def add(name: str, epsilon: str, outcome: Outcome, changed: str) -> None:
         told = (_metric(outcome, metric) for metric in metrics)
-        shown.add_row(name, epsilon, *_numbers(outcome, decimals), *told, changed)
+        shown.add_row(name, epsilon, *mean_and_interval(outcome, decimals), *told, changed)
 
     add("none", "", result.clean, "")
     marks = {worst.attack: "worst" if worst.sure else "worst?" for worst in result.worst}
@@ -200,18 +207,6 @@ def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> T
         label = f"{other.label} (worst)" if other.worst else other.label
         add(label, "", other, "")
     shown.caption = "; ".join(_notes(result, agents, marks)) or None
-    return shown
-
-
-def _threats(result: ActionsResult) -> Table:
-    """The returns under sensor faults, disturbed actions and other dynamics."""
-    shown = table_of("threat", numbers=["return", "interval", "lost"])
-    decimals = decimals_for([result.clean, *result.threats])
-    for row in result.threats:
-        lost = written(result.clean.mean - row.mean, decimals)
-        shown.add_row(row.label, *_numbers(row, decimals), lost)
-    if any(row.form == "worst" and row.draws > 1 for row in result.threats):
-        shown.caption = "worst of n: in each episode the draw that returns least, which only an oracle knows"
     return shown
 
 
@@ -285,8 +280,3 @@ def _metric(outcome: Outcome, name: str) -> str:
         return "–"
     ends = [written(end, METRIC_DECIMALS) for end in (metric.low, metric.high) if end is not None]
     return " ".join([written(metric.mean, METRIC_DECIMALS), f"({' to '.join(ends)})" if ends else ""]).strip()
-
-
-def _numbers(outcome: Outcome, decimals: int) -> tuple[str, str]:
-    ends = [written(end, decimals) for end in (outcome.low, outcome.high) if end is not None]
-    return written(outcome.mean, decimals), " to ".join(ends)

@@ -17,13 +17,14 @@ from marl_aajr.core.flat_observations import FlatBox, check_mask_is_named
 from marl_aajr.core.policy import differentiable
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.core.threat import Norm
+from marl_aajr.evaluation.attack_entries import AttackEntry
 from marl_aajr.evaluation.attack_schedule import has_preferences
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.fault_limits import check_fault, check_fits, longest_episode
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.prepared_attack import held_attack, reachable
-from marl_aajr.evaluation.protocol import AttackEntry, Protocol, Suite
+from marl_aajr.evaluation.protocol import Protocol, Suite
 from marl_aajr.evaluation.result import Skipped
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, resolve

@@ -27,6 +27,7 @@ from marl_aajr.evaluation.protocol import Protocol, Suite, load_suite
 from marl_aajr.evaluation.replacements import Replacement, admitted_controls, resolve_replacements
 from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment
 from marl_aajr.evaluation.rows import play_rows
+from marl_aajr.evaluation.variations import admitted_variations
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import SAID, announce, choose_agents
 from marl_aajr.training.run_directory import RunDirectory
@@ -182,6 +183,8 @@ def _played(
         opponents, partners = _resolved(company, Judged(victim, env, spec, members), suite)
         replaced = resolve_replacements([*protocol.replace, *partners], env, members=members)
         replacements = tuple(dict.fromkeys((*controls, *replaced)))
+        varied, unvaried = admitted_variations(suite.vary, victim, spec, env, asked=bool(protocol.vary))
+        suite = suite.changed(vary=varied)
         units = admission.settle_units(suite.units, victim, members if any(a.sized for a in chosen) else ())
         trained_under = sources.training_attack_of(home, members) if home and ranked else None
         known, unfit = admission.fitting(trained_under, victim, members, suite=suite, units=units, env=env)
@@ -209,7 +212,7 @@ def _played(
             seed=protocol.seed,
             num_envs=env.num_envs,
             results=rows,
-            skipped=(*skipped, *unfit, *left_out),
+            skipped=(*skipped, *unfit, *left_out, *unvaried),
             checks=(*company_notes(company, spec), *checks),
             **{name: getattr(suite, name) for name in _OF_SUITE},
         )

@@ -30,6 +30,7 @@ from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.row_games import AttackTask, Row, RowGames, label_of, plays_of, told
 from marl_aajr.evaluation.team_returns import TeamReturns
 from marl_aajr.evaluation.time_left import TimeLeft
+from marl_aajr.evaluation.variations import parse_variation
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.victims import Victim
@@ -133,6 +134,7 @@ class Evaluator:
         others = [(None, suite.episodes), *rows, *controls] * len(self.opponents)
         self.rows = [*rows, *replaced * len(replacements), *others]
         self.rows += [(beside, suite.episodes)] if beside is not None else []
+        self.rows += [(None, suite.episodes)] * sum(len(parse_variation(v).values) for v in suite.vary)
         watched = suite.selection_episodes * (suite.calibrated(self.agents) + len(self.opponents))
         each = suite.episodes + watched
         self.total = len(suite.actions) * (each + sum(episodes for _, episodes in self.rows))

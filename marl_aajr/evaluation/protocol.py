@@ -14,106 +14,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, Field, InstanceOf, field_validator, model_validator
+from pydantic import AfterValidator, InstanceOf, field_validator, model_validator
 
-from marl_aajr.attacks import Attack, attack_class, make_attack
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.threat import Norm
+from marl_aajr.evaluation.attack_entries import Attacks
 from marl_aajr.evaluation.budget import Budget, ReadBudget, as_budget
 from marl_aajr.evaluation.outcomes import Actions, Control, Units
 from marl_aajr.evaluation.replacements import Replacement
+from marl_aajr.evaluation.variations import read_variations
 from marl_aajr.training.fields import AgentNames, Count, Positive, Section, Whole, once, some, validated
 from marl_aajr.training.files import Key, load_yaml
 
 _FILE = "suites.yaml"
 _REQUIRED = ("summary", "episodes", "selection_episodes", "actions", "units", "epsilons", "attacks")
 
-
-class AttackEntry(Section):
-    """One attack of a protocol: a name with settings, or a value.
-
-    It is read from a name, from `{attack: NAME, setting: value}`, from an `Attack`, or from a pair of one of
-    these and a size.
-
-    Attributes:
-        attack: a name of `marl-aajr list attacks`, or an `Attack`, whose size is replaced.
-        settings: settings of the attack of a name.
-        epsilon: its size; None: every size of the protocol.
-    """
-
-    attack: str | InstanceOf[Attack]
-    settings: dict[str, Any] = Field(default_factory=dict)
-    epsilon: Positive | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read(cls, value: Any) -> Any:
-        return _attack_fields(value)
-
-    @model_validator(mode="after")
-    def _exists(self) -> AttackEntry:
-        if isinstance(self.attack, str):
-            attack_class(self.attack)
-            self.at(1.0)
-        if self.epsilon is not None and not self.sized:
-            raise ValueError(f"expected no epsilon for {self.name}, which has no size, got {self.epsilon:g}")
-        return self
-
-    @property
-    def name(self) -> str:
-        """The name of the attack."""
-        return self.attack if isinstance(self.attack, str) else self.attack.name
-
-    @property
-    def sized(self) -> bool:
-        """Whether the attack has an ε."""
-        return (attack_class(self.attack) if isinstance(self.attack, str) else self.attack).sized
-
-    def at(self, epsilon: float, *, norm: Norm = "linf") -> Attack:
-        """The attack with a size, if it has any; that of a name with a norm unless its settings have one."""
-        if isinstance(self.attack, Attack):
-            return self.attack.at(epsilon)
-        if not self.sized:
-            return make_attack(self.attack, **self.settings)
-        return make_attack(self.attack, epsilon=epsilon, **{"norm": norm, **self.settings})
-
-
-def _attack_fields(value: Any) -> Any:
-    """The fields of an `AttackEntry` in what may be given for one."""
-    if isinstance(value, str | Attack):
-        return {"attack": value}
-    if isinstance(value, tuple | list) and len(value) == 2:
-        inner = _attack_fields(value[0])
-        return {**inner, "epsilon": value[1]} if isinstance(inner, Mapping) else value
-    if isinstance(value, Mapping) and "attack" in value and "settings" not in value:
-        own = {key: each for key, each in value.items() if key in ("attack", "epsilon")}
-        return {**own, "settings": {key: value[key] for key in value if key not in own}}
-    return value
-
-
-def _different(entries: tuple[AttackEntry, ...]) -> tuple[AttackEntry, ...]:
-    for place, entry in enumerate(entries):
-        if entry in entries[:place]:
-            size = "" if entry.epsilon is None else f" at {entry.epsilon:g}"
-            raise ValueError(
-                f"expected each attack once, got {entry.name}{size} twice; give it other settings"
-            )
-    return entries
-
-
-def sizes_are_needed(attacks: Any) -> bool:
-    """Whether one of the attacks, as they may be given, has an ε that does not stand with it.
-
-    Raises:
-        ValueError: no attacks.
-    """
-    entries = validated(Protocol, {"attacks": attacks, "epsilons": None, "suite": Suite()}).attacks
-    return any(entry.sized and entry.epsilon is None for entry in entries)
-
-
-Attacks = Annotated[tuple[AttackEntry, ...], AfterValidator(_different)]
 Sizes = Annotated[tuple[Positive, ...], AfterValidator(once)]
 ChannelNames = Annotated[tuple[str, ...], AfterValidator(once)]
+Variations = Annotated[tuple[str, ...], AfterValidator(read_variations)]
 ActionKinds = Annotated[tuple[Actions, ...], AfterValidator(some), AfterValidator(once)]
 
 
@@ -133,6 +51,7 @@ class Suite(Section):
         weakest_link: whether the worst attack of each size is tried on each agent alone.
         controls: other players in the place of each attacked agent and of the whole team, `random` or `idle`.
         opponents: `random`, `idle`, or folders of runs and victims, as in `evaluate`.
+        vary: arguments of the environment over several values, as in `Protocol`.
         epsilons: sizes of all attacks.
     """
 
@@ -148,6 +67,7 @@ class Suite(Section):
     weakest_link: bool = False
     controls: Annotated[tuple[Control, ...], AfterValidator(once)] = ()
     opponents: Annotated[tuple[str, ...], AfterValidator(once)] = ()
+    vary: Variations = ()
     epsilons: Sizes = ()
     attacks: Attacks = ()
 
@@ -193,6 +113,8 @@ class Protocol(Section):
         replace: agents that do not play as the victim does: `random` or `idle` ones in the place of each
             attacked agent in turn, or of those named, together: `random:agent_0,agent_1`. Each is a row of
             its own. In Python also `Replacement` values.
+        vary: arguments of the environment to play with other values, clean: `kwargs.mass=0.5,1,2`, or
+            `kwargs.mass=0.5:2:4` for four values; each is a row, on the same seeds; empty: the suite's.
         num_envs: copies played side by side. Of E copies episode i is number i // E of copy i mod E, and is
             seeded as such, so compare evaluations of the same E only.
         workers: processes that share the rows, this one among them; None: one a core where it takes long.
@@ -215,6 +137,7 @@ class Protocol(Section):
     team: str | None = None
     agents: AgentNames | None = None
     replace: tuple[str | InstanceOf[Replacement], ...] = ()
+    vary: Variations = ()
     num_envs: Count = 50
     workers: Count | None = None
 

@@ -72,7 +72,8 @@ def label_of(tasks: Sequence[AttackTask]) -> str:
 class Row:
     """One row to play: on the reported or the selection episodes, under an attack or with a replacement.
 
-    `side` is `OWN`, or the name of the opponent that plays the other teams.
+    `side` is `OWN`, or the name of the opponent that plays the other teams; `env` are the copies to play on,
+    where they are not those of all rows.
     """
 
     actions: Actions
@@ -81,6 +82,7 @@ class Row:
     replacement: Replacement | None = None
     on_step: StepCallback | None = None
     selection: bool = False
+    env: BatchedEnv | None = None
 
     @property
     def of(self) -> Attack | None:
@@ -134,8 +136,8 @@ class RowGames:
         used = {False: 0, True: 0}
         games = []
         for place, row in enumerate(rows):
-            env = self._copies_for(row, used[row.selection])
-            used[row.selection] += 1
+            env = row.env or self._copies_for(row, used[row.selection])
+            used[row.selection] += row.env is None
             games.append(self._game(row, env, partial(on_episode, place)))
         return games
 

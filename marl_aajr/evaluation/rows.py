@@ -30,6 +30,7 @@ from marl_aajr.evaluation.outcomes import OWN, Actions, AttackOutcome, AttackSpe
 from marl_aajr.evaluation.preflight import ObservationSampler
 from marl_aajr.evaluation.replacements import Replacement, mark_worst
 from marl_aajr.evaluation.result import ActionsResult, OpponentResult, Rows, SubsetOutcome
+from marl_aajr.evaluation.threat_rows import play_dynamics
 from marl_aajr.evaluation.threats import ThreatOutcome
 from marl_aajr.evaluation.workers import WorkerPool
 from marl_aajr.evaluation.worst_attack import WorstAttack, worst_of_each_size
@@ -103,7 +104,10 @@ def play_rows(
         key: Rows(
             clean=clean[key],
             attacks=tuple(case.outcome for case in own if case.outcome is not None),
-            threats=tuple(row for case in own for row in case.threats),
+            threats=(
+                *(row for case in own for row in case.threats),
+                *(play_dynamics(evaluator, key[1]) if key[0] == OWN else ()),
+            ),
             worst=tuple(row for row, _ in worst[key]),
             subsets=(*(each for case in own for each in case.tried), *alone.get(key, ())),
             clean_selection=evaluator.unattacked.get(key, ()),

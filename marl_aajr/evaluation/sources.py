@@ -12,8 +12,9 @@ from marl_aajr.adversaries import agent_game, observation_game
 from marl_aajr.adversaries.agent_game import PAYS, AgentThreat
 from marl_aajr.adversaries.learned import loaded
 from marl_aajr.adversaries.store import RECORD, how_to_resume, is_begun
+from marl_aajr.evaluation.attack_entries import AttackEntry
 from marl_aajr.evaluation.outcomes import AdversaryTraining
-from marl_aajr.evaluation.protocol import AttackEntry, Protocol
+from marl_aajr.evaluation.protocol import Protocol
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.result import Check, Evaluation
 from marl_aajr.rollout.attack.training_attack import TrainingAttack

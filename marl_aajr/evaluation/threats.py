@@ -5,10 +5,14 @@ They are played on the episodes of the row without attack, so that all returns a
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
 
 from pydantic import Field
 
+from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.outcomes import Outcome, Settings
 
 ThreatKind = Literal["fault", "actions", "dynamics"]
@@ -50,6 +54,35 @@ class ThreatOutcome(Outcome):
     def asked(self) -> tuple[str, str, str, str]:
         """What it is, whatever came out: rows of two results with the same can be compared."""
         return self.kind, self.label, ",".join(self.agents), self.source
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a team earns with each value of an argument of the environment, in their order."""
+
+    argument: str
+    rows: tuple[ThreatOutcome, ...]
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The values of the argument."""
+        return tuple(row.settings[self.argument] for row in self.rows)
+
+    @property
+    def mean(self) -> float:
+        """Mean return over the values."""
+        return fmean(row.mean for row in self.rows)
+
+    @property
+    def worst(self) -> ThreatOutcome:
+        """The value that leaves the least return."""
+        return min(self.rows, key=lambda row: row.mean)
+
+
+def curves(rows: Sequence[ThreatOutcome]) -> tuple[Curve, ...]:
+    """The curves of all arguments that were varied."""
+    by_argument = grouped((row.name, row) for row in rows if row.kind == "dynamics")
+    return tuple(Curve(argument, tuple(own)) for argument, own in by_argument.items())
 
 
 def _written(value: object) -> str:

@@ -26,8 +26,8 @@ from marl_aajr.attacks import Attack, Fault
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.admission import fit
 from marl_aajr.evaluation.evaluator import Evaluator
-from marl_aajr.evaluation.fault_rows import play_fault
 from marl_aajr.evaluation.row_games import AttackTask, label_of
+from marl_aajr.evaluation.threat_rows import play_fault
 from marl_aajr.rollout.environments import make_batch
 
 _WORTH = 20.0

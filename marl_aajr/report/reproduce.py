@@ -17,6 +17,8 @@ from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.protocol import builtin_suites
 from marl_aajr.evaluation.replacements import CONTROLS
 from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.evaluation.threats import curves
+from marl_aajr.evaluation.variations import parse_variation
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.methods import EvaluatedRun
 from marl_aajr.report.run_results import RunResults
@@ -78,6 +80,7 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
     if set(evaluation.agents) != set(evaluation.members) and budget.named is None:
         common += _each("--agents", evaluation.agents)
     common += ["--weakest-link"] if evaluation.weakest_link else []
+    common += _each("--vary", _varied(evaluation))
     common += ["--norm", evaluation.norm] if evaluation.norm != "linf" else []
     common += _each("--channel", evaluation.channels)
     surrogates = (row.attack.source for row in evaluation.attacks if row.attack.access == "surrogate")
@@ -165,6 +168,17 @@ def _attacks(evaluation: Evaluation) -> list[list[str]]:
         return [["--suite", evaluation.suite, *_each("--attack", beside), *_sizes(every)]]
     together = grouped((tuple(epsilons), name) for name, epsilons in sizes.items())
     return [[*_each("--attack", names), *_sizes(epsilons)] for epsilons, names in together.items()]
+
+
+def _varied(evaluation: Evaluation) -> list[str]:
+    """The arguments that were varied, but for those of a suite."""
+    known = builtin_suites().get(evaluation.suite)
+    of_suite = {parse_variation(text).argument for text in known.vary} if known else set()
+    return [
+        f"kwargs.{curve.argument}={','.join(json.dumps(value) for value in curve.values)}"
+        for curve in curves(evaluation.results[0].threats)
+        if curve.argument not in of_suite
+    ]
 
 
 def _faults(evaluation: Evaluation) -> list[str]:

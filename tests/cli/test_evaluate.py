@@ -65,6 +65,26 @@ def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
     return dict(json.loads(said(capsys, *arguments, "--json")))
 
 
+def test_threats_without_a_size(capsys: pytest.CaptureFixture[str], run: Path) -> None:
+    """Faults need no epsilon, an attack beside them has the default sizes; settings are YAML."""
+    fault = "{attack: delay, steps: 1, share: 1.0, draws: 2}"
+    asked = (run, "--attack", fault, "--attack", "noise", "--vary", "kwargs.size=1,0.5", "--episodes", 3)
+    shown = said(capsys, *asked)
+    assert "delay, share 1, steps 1 (worst of 2)" in shown
+    assert "only an oracle knows" in " ".join(shown.split())
+    assert "Over 2 values of size: mean" in shown
+    (rows,) = as_json(capsys, *asked)["results"]
+    assert [(row["name"], row["form"]) for row in rows["threats"]] == [
+        ("delay", "random"),
+        ("delay", "worst"),
+        ("size", "value"),
+        ("size", "value"),
+    ]
+    assert [row["attack"]["epsilon"] for row in rows["attacks"]] == [0.05, 0.1, 0.2]
+    (rows,) = as_json(capsys, run, "--attack", "dropout", "--episodes", 3)["results"]
+    assert (len(rows["threats"]), rows["attacks"]) == (2, [])
+
+
 def test_a_suite_gives_the_worst_attack_both_kinds_of_actions_and_the_checks(
     capsys: pytest.CaptureFixture[str], run: Path, suite: Path
 ) -> None:

@@ -11,10 +11,27 @@ from marl_aajr.envs.particle_batch import ParticleBatch
 
 Agents = dict[str, Any]
 
+CONSTANTS = {
+    "mass": "agent.initial_mass",
+    "sensitivity": "agent.accel",
+    "size": "agent.size",
+    "damping": "damping",
+    "time_step": "dt",
+    "contact_force": "contact_force",
+}
+"""Our name -> mpe2's, of each agent or of the world."""
+
 
 def make_mpe2(name: str, options: dict[str, Any]) -> Any:
-    """The real environment."""
-    return importlib.import_module(f"mpe2.{name}").parallel_env(**options)
+    """The real environment; its physical constants are set in the objects that have them."""
+    own = {key: value for key, value in options.items() if key not in CONSTANTS}
+    env = importlib.import_module(f"mpe2.{name}").parallel_env(**own)
+    world = env.unwrapped.world
+    for key, value in options.items():
+        if (constant := CONSTANTS.get(key)) is not None:
+            for each in world.agents if constant.startswith("agent.") else [world]:
+                setattr(each, constant.removeprefix("agent."), value)
+    return env
 
 
 def mirror(batch: ParticleBatch, copy: int, env: Any) -> None:

@@ -37,6 +37,19 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
+PHYSICS: dict[str, Any] = {
+    "mass": 1.7,
+    "damping": 0.4,
+    "sensitivity": 3.5,
+    "size": 0.11,
+    "time_step": 0.13,
+    "contact_force": 60.0,
+}
+"""Other constants than mpe2's, all of which are set in its own objects."""
+
+VARIANTS += [(name, PHYSICS) for name in PARTICLES]
+
+
 def build(name: str, options: dict[str, Any], *, copies: int = COPIES) -> ParticleBatch:
     module = importlib.import_module(f"marl_aajr.envs.{name}")
     batch = module.batched_env(copies, dtype=torch.float64, **options)

@@ -182,6 +182,22 @@ def test_an_early_end_resets_its_copy_alone() -> None:
         assert not step.truncations[agent].any()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mass": 0.0}, "a finite mass > 0, got 0.0"),
+        ({"damping": 1.1}, r"damping in \[0, 1\], got 1.1"),
+        ({"sensitivity": -1.0}, "a finite sensitivity ≥ 0, got -1.0"),
+        ({"size": float("nan")}, "a finite size > 0, got nan"),
+        ({"time_step": 0}, "a finite time_step > 0, got 0"),
+        ({"contact_force": float("inf")}, "a finite contact_force ≥ 0, got inf"),
+    ],
+)
+def test_constants_out_of_range_are_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        maker("simple_tag_v3", **options)(1)
+
+
 def test_a_state_of_another_environment_is_refused() -> None:
     one, other = maker("simple_spread_v3")(2), maker("simple_spread_v3", N=2)(2)
     one.reset(seed=0)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from marl_aajr.attacks import Attack, make_attack
 from marl_aajr.core.distributions import Categorical
+from marl_aajr.evaluation.attack_entries import AttackEntry
 from marl_aajr.evaluation.order_checks import lower, objective_checks, return_checks
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec, Outcome
-from marl_aajr.evaluation.protocol import AttackEntry
 from marl_aajr.evaluation.result import ActionsResult, Check
 from tests.networks import generator
 

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from marl_aajr.evaluation import Replacement, Suite, evaluate
-from marl_aajr.evaluation.protocol import AttackEntry
+from marl_aajr.evaluation.attack_entries import AttackEntry
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.victims import Victim

@@ -1,4 +1,4 @@
-"""Sensor faults in an evaluation: both forms on the same episodes, beside attacks and apart from them."""
+"""Threats without a size in an evaluation: sensor faults and other dynamics, on the same episodes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ import torch
 
 from marl_aajr.attacks import ATTACKS, Fault
 from marl_aajr.evaluation import Evaluation, evaluate
+from marl_aajr.evaluation.evaluator import Progress
 from marl_aajr.evaluation.sources import file_name
+from marl_aajr.evaluation.threats import curves
+from marl_aajr.evaluation.variations import parse_variation
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.victims import Victim
 from tests.evaluation.players import sign_reader, signs, stakes, suite, team
 
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 8})
+PHYSICS = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 6})
 FAULTS = {name: cls for name, cls in ATTACKS.items() if issubclass(cls, Fault)}
 STEPS = {"drift": {"steps": 4}, "freeze": {"steps": 4}, "delay": {"steps": 4}}
 
@@ -181,3 +185,84 @@ class TestRefusals:
             ("freeze", "expected a fault that fits into an episode of 8 steps")
         ]
         assert [row.name for row in result.results[0].threats] == ["swap", "swap"]
+
+
+class TestDynamics:
+    """Arguments of the environment over several values, on the same seeds."""
+
+    def test_every_value_is_what_an_evaluation_of_that_environment_says(self) -> None:
+        settings: dict[str, Any] = {"episodes": 7, "num_envs": 4, "actions": ["sampled", "greedy"]}
+        victim, vary = team(PHYSICS), ["kwargs.mass=0.5:1.5:3", "kwargs.local_ratio=0.2"]
+        told: list[Progress] = []
+        result = evaluate(victim, PHYSICS, vary=vary, on_progress=told.append, **settings)
+        assert (told[-1].done, told[-1].total) == (2 * 5 * 7, 2 * 5 * 7)
+        for rows in result.results:
+            assert [row.label for row in rows.threats] == [
+                "mass = 0.5",
+                "mass = 1",
+                "mass = 1.5",
+                "local_ratio = 0.2",
+            ]
+            for row in rows.threats:
+                alone = evaluate(
+                    victim, PHYSICS.name, env_kwargs={**PHYSICS.kwargs, **row.settings}, **settings
+                )
+                clean = next(own.clean for own in alone.results if own.actions == rows.actions)
+                assert row.returns == clean.returns
+            assert rows.threats[1].returns == rows.clean.returns
+            mass, ratio = curves(rows.threats)
+            assert (mass.argument, mass.values, ratio.values) == ("mass", (0.5, 1.0, 1.5), (0.2,))
+            means = [row.mean for row in rows.threats[:3]]
+            assert mass.mean == pytest.approx(np.mean(means))
+            assert mass.worst.mean == min(means)
+        assert Evaluation.model_validate_json(result.model_dump_json()) == result
+
+    @pytest.mark.parametrize(
+        ("text", "values"),
+        [
+            ("kwargs.N=3:5:3", (3, 4, 5)),
+            ("env.kwargs.mass=0.5:2:4", (0.5, 1.0, 1.5, 2.0)),
+            ("kwargs.mass=0:1:3", (0.0, 0.5, 1.0)),
+            ("kwargs.size= 1e-1, 2", (0.1, 2)),
+            ("kwargs.kind=red,true", ("red", True)),
+        ],
+    )
+    def test_ways_to_write_values(self, text: str, values: tuple[Any, ...]) -> None:
+        found = parse_variation(text).values
+        assert found == values
+        assert [type(value) for value in found] == [type(value) for value in values]
+
+    @pytest.mark.parametrize(
+        ("vary", "message"),
+        [
+            (
+                ["kwargs.sise=0.1"],
+                "vary sise=0.1: expected arguments that .* takes, .*'sise'.*it takes .*size",
+            ),
+            (["size=0.1"], r"vary: expected kwargs.NAME=VALUE.* to vary, got 'size=0.1'"),
+            (["kwargs.mass="], "vary: expected kwargs.NAME=VALUE.*got 'kwargs.mass='"),
+            (["kwargs.mass=1,,2"], "vary: expected kwargs.NAME=VALUE.*got 'kwargs.mass=1,,2'"),
+            (["kwargs.mass=1,1"], "each value of mass once"),
+            (["kwargs.mass=1", "kwargs.mass=2"], "each argument to vary once, got mass twice"),
+            (["kwargs.mass=1:2:1"], "COUNT ≥ 2 to vary, got '1:2:1'"),
+            (["kwargs.mass=a:2:3"], "numbers FROM:TO:COUNT"),
+            (["kwargs.mass=1,0"], "vary mass=0: expected a finite mass > 0, got 0"),
+            (["kwargs.N=3,4"], "vary N=4: expected the agents agent_0, agent_1, agent_2, got .*agent_3"),
+            (
+                ["kwargs.continuous_actions=true"],
+                "vary continuous_actions=True: expected a victim for the actions",
+            ),
+        ],
+    )
+    def test_what_cannot_be_played_is_refused_before_anything_is(self, vary: list[str], message: str) -> None:
+        def played(_: object) -> None:
+            raise AssertionError("an episode was played")
+
+        with pytest.raises(ValueError, match=message):
+            evaluate(team(PHYSICS), PHYSICS, episodes=2, vary=vary, on_progress=played)
+
+    def test_a_suite_leaves_out_what_the_environment_lacks(self) -> None:
+        own = suite(vary=["kwargs.mass=2", "kwargs.wind=1"], attacks=["noise"], epsilons=[0.9])
+        result = evaluate(team(PHYSICS), PHYSICS, suite=own)
+        assert [row.label for row in result.results[0].threats] == ["mass = 2"]
+        assert [skip.attack for skip in result.skipped] == ["vary wind"]

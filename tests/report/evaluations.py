@@ -114,6 +114,7 @@ _OF_ACTIONS = (
     "subsets",
     "clean_selection",
     "opponents",
+    "threats",
 )
 
 

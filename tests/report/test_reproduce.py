@@ -82,6 +82,35 @@ def test_all_that_was_asked_for_is_asked_for_again(tmp_path: Path) -> None:
     assert {key: options[key] for key in expected} == expected
 
 
+def test_threats_without_a_size_are_asked_for_again(tmp_path: Path) -> None:
+    """With their settings, in one of the commands; those of the suite are in its file."""
+    content = evaluation(attacks={("pgd", 0.1): -8.0, ("noise", 0.2): -1.0})
+
+    def threat(name: str, kind: str, form: str, **settings: Any) -> dict[str, Any]:
+        return {
+            **content["clean"],
+            "kind": kind,
+            "name": name,
+            "form": form,
+            "settings": settings,
+            "draws": 3,
+        }
+
+    threats = [
+        threat("delay", "fault", "random", steps=2, share=0.5),
+        threat("delay", "fault", "worst", steps=2, share=0.5),
+        threat("bias", "fault", "worst", epsilon=0.3),
+        *(threat("mass", "dynamics", "value", mass=value) for value in (0.5, 2)),
+    ]
+    first, second = evaluations(tmp_path, content | {"threats": threats})
+    faults = [
+        {"attack": "delay", "steps": 2, "share": 0.5, "draws": 3},
+        {"attack": "bias", "epsilon": 0.3, "draws": 3},
+    ]
+    assert (first["attack"], second["attack"]) == (["pgd", *faults], ["noise"])
+    assert first["vary"] == second["vary"] == ["kwargs.mass=0.5,2"]
+
+
 @pytest.mark.parametrize(
     ("changes", "budget", "agents"),
     [

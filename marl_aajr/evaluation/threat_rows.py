@@ -1,8 +1,9 @@
-"""The rows of a sensor fault: each episode with every draw of what breaks, and what comes of them."""
+"""How threats that have no size are played: faults with every draw of what breaks, other dynamics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import fields
 
 import torch
@@ -10,9 +11,12 @@ import torch
 from marl_aajr.attacks import Fault
 from marl_aajr.evaluation.counted_episodes import Played
 from marl_aajr.evaluation.evaluator import Evaluator
+from marl_aajr.evaluation.outcomes import Actions
 from marl_aajr.evaluation.row_games import AttackTask, Row, label_of
 from marl_aajr.evaluation.team_returns import TeamReturns
 from marl_aajr.evaluation.threats import ThreatOutcome
+from marl_aajr.evaluation.variations import parse_variation
+from marl_aajr.rollout.environments import make_batch
 
 
 def play_fault(
@@ -27,6 +31,23 @@ def play_fault(
     if task.selection:
         return evaluator.returns.each(torch.stack([one.returns for one in played]).mean(0))
     return fault_outcomes(fault, tuple(run.agents), played, evaluator.returns)
+
+
+def play_dynamics(evaluator: Evaluator, actions: Actions) -> Iterator[ThreatOutcome]:
+    """A row for each value of the arguments that the suite varies, on copies of their own."""
+    for variation in map(parse_variation, evaluator.suite.vary):
+        for value, spec in variation.specs(evaluator.spec):
+            settings = {variation.argument: value}
+            with closing(make_batch(spec, evaluator.env.num_envs, flat=True)) as env:
+                row = Row(actions, env=env)
+                (played,) = evaluator.play_rows(f"{variation.argument} = {value}", [row])
+            yield ThreatOutcome(
+                **evaluator.returns.outcome(played),
+                kind="dynamics",
+                name=variation.argument,
+                form="value",
+                settings=settings,
+            )
 
 
 def fault_settings(fault: Fault) -> dict[str, object]:
