@@ -1,7 +1,8 @@
 """The project's own environments, installed as `marl_aajr.envs`.
 
-The nine particle environments of `mpe2`, path finding on grids of `pogema` and `congestion_v0`, each written
-once in torch for any number of copies on any device. Every module has two factories:
+The nine particle environments of `mpe2`, path finding on grids of `pogema`, `congestion_v0`, and
+`bargain_v0`, whose agents read words: each written once in torch for any number of copies on any device.
+Every module has two factories:
 
 - `batched_env(num_envs, device=..., dtype=..., **options)`: a `marl_aajr.rollout.batched_env.BatchedEnv`;
 - `parallel_env(render_mode=..., **options)`: one copy as a PettingZoo `ParallelEnv`.
@@ -18,7 +19,8 @@ They differ in this:
 - two bodies in exactly one place do not push each other (`mpe2`: NaN);
 - constants are options: `mass`, `damping`, `sensitivity`, `size`, `time_step`, `contact_force`;
 - options are checked when the environment is built: tag needs prey and pursuers, world_comm also food;
-- `render_mode` is `"rgb_array"` or None, and a view refuses wrong actions with a `ValueError`.
+- `render_mode` is `"rgb_array"` or None (with words `"ansi"`, too), and a view refuses wrong actions with a
+  `ValueError`.
 
 Modules of this package import each other relatively: the folder is `envs` to tools that read the source
 tree and `marl_aajr.envs` once installed.
@@ -29,6 +31,7 @@ from __future__ import annotations
 from pettingzoo import parallel_registry, register
 
 NAMES = (
+    "bargain_v0",
     "congestion_v0",
     "pogema_v0",
     "simple_v3",

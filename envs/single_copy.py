@@ -40,7 +40,7 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
     Args:
         batch: The batch; the view steps it alone.
         name: The environment's name for itself.
-        render_mode: `"rgb_array"`, or None for no drawing.
+        render_mode: `"rgb_array"`, or None for no drawing; `"ansi"` where agents read words.
 
     Attributes:
         batch: As given, for what PettingZoo has no words for (its saved state, its curriculum).
@@ -54,11 +54,14 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
     def __init__(self, batch: BatchedEnv, *, name: str, render_mode: str | None = None) -> None:
         if batch.num_envs != 1:
             raise ValueError(f"expected a batch of one copy, got {batch.num_envs}; build it with num_envs=1")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"expected render_mode 'rgb_array' or None, got {render_mode!r}")
+        modes = ["rgb_array"] if batch.words is None else ["rgb_array", "ansi"]
+        if render_mode not in (None, *modes):
+            raise ValueError(
+                f"expected render_mode {' or '.join(map(repr, modes))} or None, got {render_mode!r}"
+            )
         self.metadata: dict[str, Any] = {
             "name": name,
-            "render_modes": ["rgb_array"],
+            "render_modes": modes,
             "render_fps": 10,
             "is_parallelizable": True,
         }
@@ -130,8 +133,10 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
         states: Tensor = self.batch.final_state() if self._over else self.batch.state()
         return states[0].cpu().numpy()
 
-    def render(self) -> NDArray[np.uint8] | None:
-        """The picture `[height, width, 3]`, or None without a render mode."""
+    def render(self) -> NDArray[np.uint8] | str | None:
+        """The picture `[height, width, 3]`; the text that agents read; or None without a render mode."""
+        if self.render_mode == "ansi":
+            return self.batch.text(0)
         return self.batch.draw(0) if self.render_mode else None
 
     def close(self) -> None:

@@ -178,10 +178,13 @@ class TensorBatch(BatchedEnv):
 
     def state(self) -> Tensor:
         """All agents' current observations side by side `[E, sum of sizes]`, as in `mpe2`."""
-        return torch.cat([obs.flatten(1) for obs in self._last.values()], 1)
+        return self._joint(self._last)
 
     def final_state(self) -> Tensor:
-        return torch.cat([obs.flatten(1) for obs in self._final.values()], 1)
+        return self._joint(self._final)
+
+    def _joint(self, obs: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([own.flatten(1) for own in obs.values()], 1).to(self.dtype)
 
     def close(self) -> None:
         """Nothing is held."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from marl_aajr.core.channels import Channels
+from marl_aajr.core.words import Words
 
 
 class BatchedStep(NamedTuple):
@@ -61,6 +62,7 @@ class BatchedEnv(ABC):
         agent_ids: The environment's own keys of the agents; where absent, their names.
         teams: Team of each agent.
         channels: By agent, what its observation's features are about, where that is known.
+        words: The words that observations consist of, `[E, L]` tokens; None where they are numbers.
         device: Device of the tensors.
         state_space: Space of the global states of one copy; None where there are none.
         turn_based: Whether agents wait for one another.
@@ -82,6 +84,7 @@ class BatchedEnv(ABC):
     observation_keys: Mapping[str, str] = {}  # nobody writes into it
     agent_ids: Mapping[str, Hashable] = {}
     channels: Mapping[str, Channels] = {}
+    words: Words | None = None
     turn_based: bool = False
     phases: int = 1
     keeps_final_states: bool = False
@@ -134,6 +137,10 @@ class BatchedEnv(ABC):
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
         """A picture of one copy `[height, width, 3]`, where the environment can draw itself."""
         raise NotImplementedError(f"{type(self).__name__} draws nothing")
+
+    def text(self, copy: int = 0) -> str:
+        """What the agents of one copy read, where observations are `words`."""
+        raise NotImplementedError(f"{type(self).__name__} has no words")
 
     @abstractmethod
     def get_state(self) -> Mapping[str, Any]:
@@ -200,6 +207,9 @@ class BatchedEnvWrapper(BatchedEnv):
 
     def draw(self, copy: int = 0) -> NDArray[np.uint8]:
         return self.env.draw(copy)
+
+    def text(self, copy: int = 0) -> str:
+        return self.env.text(copy)
 
     def get_state(self) -> Mapping[str, Any]:
         return self.env.get_state()

@@ -147,7 +147,7 @@ def test_float32_follows_float64(name: str) -> None:
     seen = [env.reset(seed=5) for env in (single, double)]
     for t in range(10):
         for agent, obs in seen[0].items():
-            torch.testing.assert_close(obs.double(), seen[1][agent], rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(obs.double(), seen[1][agent].double(), rtol=1e-3, atol=1e-4)
         actions = random_actions(single, seed=t)
         steps = [env.step(actions) for env in (single, double)]
         assert all(reward.dtype == torch.float32 for reward in steps[0].rewards.values())

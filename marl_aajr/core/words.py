@@ -1,0 +1,72 @@
+"""Words as numbers: the vocabulary of an environment, and which of its words mean the same."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of which observations consist: token w stands for `vocabulary[w]`.
+
+    Attributes:
+        vocabulary: V words, each once.
+        synonyms: the class of each word, `[V]`; words of one class mean the same.
+        padding: the token that stands for no word.
+        actions: by discrete action, the word that stands for it; empty: the environment does not say.
+
+    Raises:
+        ValueError: a word twice, or as many classes as there are no words.
+    """
+
+    vocabulary: tuple[str, ...]
+    synonyms: tuple[int, ...]
+    padding: int = 0
+    actions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if repeated := sorted({word for word in self.vocabulary if self.vocabulary.count(word) > 1}):
+            raise ValueError(f"expected each word once, got {', '.join(repeated)} several times")
+        if len(self.synonyms) != len(self.vocabulary):
+            raise ValueError(
+                f"expected a class of synonyms for each of {len(self.vocabulary)} words, got "
+                f"{len(self.synonyms)}"
+            )
+        if not 0 <= self.padding < len(self.vocabulary):
+            raise ValueError(f"expected padding in [0, {len(self.vocabulary)}), got {self.padding}")
+        self.check_covered(self.vocabulary, self.actions)
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    @classmethod
+    def of(cls, classes: Iterable[Collection[str]], *, actions: Collection[str] = ()) -> Words:
+        """The vocabulary of classes of synonyms, behind the padding `"<pad>"`."""
+        classes = (("<pad>",), *classes)
+        numbered = [(word, number) for number, synonyms in enumerate(classes) for word in synonyms]
+        vocabulary, numbers = zip(*numbered, strict=True)
+        return cls(vocabulary, numbers, actions=tuple(actions))
+
+    @cached_property
+    def replaceable(self) -> Tensor:
+        """Whether word v may stand in the place of word w, another one, `[V, V]` bool by (w, v)."""
+        kind = torch.tensor(self.synonyms)
+        return (kind[:, None] == kind) & ~torch.eye(len(kind), dtype=torch.bool)
+
+    def text(self, tokens: Iterable[float]) -> str:
+        """The words of some tokens, without padding."""
+        return " ".join(self.vocabulary[int(w)] for w in tokens if int(w) != self.padding)
+
+    def check_covered(self, known: Collection[str], words: Collection[str] | None = None) -> None:
+        """Raise `ValueError` unless a vocabulary has all of these words (None: those of this one)."""
+        words = [w for w in self.vocabulary if w != self.vocabulary[self.padding]] if words is None else words
+        if missing := [word for word in words if word not in known]:
+            raise ValueError(
+                f"expected a vocabulary with all words of the environment, got one of {len(known)} without "
+                f"{', '.join(missing)}; add them"
+            )
