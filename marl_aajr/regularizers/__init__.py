@@ -11,6 +11,7 @@ from marl_aajr.regularizers.aajr import AAJR
 from marl_aajr.regularizers.augmentation import NoiseAugmentation, OffPolicyAdversarialTraining
 from marl_aajr.regularizers.certified import ConvexSmoothPolicy, Radial
 from marl_aajr.regularizers.jacobian_norms import Frobenius, RandomDirection, Spectral
+from marl_aajr.regularizers.macer import MACER
 from marl_aajr.regularizers.regularizer import Regularizer, Sum
 from marl_aajr.regularizers.sample import Context, LossTerm, Sample, State, ppo_policy_loss
 from marl_aajr.regularizers.smoothness import ERNIE, SmoothPolicy
@@ -19,6 +20,7 @@ from marl_aajr.regularizers.spectral_normalization import SpectralNormalization
 __all__ = [
     "AAJR",
     "ERNIE",
+    "MACER",
     "REGULARIZERS",
     "Context",
     "ConvexSmoothPolicy",
@@ -52,6 +54,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
         ConvexSmoothPolicy,
         ERNIE,
         Radial,
+        MACER,
         OffPolicyAdversarialTraining,
         NoiseAugmentation,
         Sum,

@@ -98,7 +98,7 @@ class AAJR(JacobianPenalty):
             `camera/depth`; None: all of floating-point numbers but action masks. Their features are those of
             mask, scale, low and high: in the order of the observation's sorted keys, row by row.
         mask: per feature, whether it can be perturbed; None: all can.
-        scale: per feature, the size > 0 of one unit of ε; None: 1.
+        scale: per feature, the size > 0 of one unit of perturbations; None: 1.
         low: lower bound of perturbed observations, a number or one per feature; None: none.
         high: upper bound of perturbed observations, a number or one per feature; None: none.
 

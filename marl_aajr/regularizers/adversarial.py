@@ -34,13 +34,10 @@ from marl_aajr.regularizers.sample import Context, Sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perturbing(Regularizer):
-    """A regularizer over a perturbation set.
+class ObservationRegularizer(Regularizer):
+    """A regularizer that looks at other observations than those of a share of the rows.
 
     Attributes:
-        epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla: of the
-            environment); a number or a schedule.
-        norm: norm of the radius: `"linf"` or `"l2"`.
         sample_fraction: share of the rows that is regularised, in (0, 1]. A twentieth does what all do
             (experiments/sample_share).
         interval: m ≥ 1: every m-th minibatch is regularised, on m times the share of its rows (at most all)
@@ -51,28 +48,24 @@ class Perturbing(Regularizer):
             `camera/depth`; None: all of floating-point numbers but action masks. Their features are those of
             mask, scale, low and high: in the order of the observation's sorted keys, row by row.
         mask: per feature, whether it can be perturbed; None: all can.
-        scale: per feature, the size > 0 of one unit of ε; None: 1.
-        low: lower bound of perturbed observations, a number or one per feature; None: none.
-        high: upper bound of perturbed observations, a number or one per feature; None: none.
+        scale: per feature, the size > 0 of one unit of perturbations; None: 1.
     """
 
     weights: ClassVar[tuple[str, ...]] = ()
     """The settings that weigh what is added to the loss, in the order of the signature."""
+    sizes: ClassVar[tuple[str, ...]] = ()
+    """The settings that say how far it looks, numbers or schedules."""
 
-    epsilon: Schedule = 0.1
-    norm: Norm = "linf"
     sample_fraction: float = 0.05
     interval: int | None = None
     leaves: tuple[str, ...] | None = None
     mask: tuple[bool, ...] | None = None
     scale: tuple[float, ...] | None = None
-    low: float | tuple[float, ...] | None = None
-    high: float | tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        tuples = ("leaves", "mask", "scale", "low", "high")
-        as_values(self, schedules=(*self.weights, "epsilon"), tuples=tuples)
+        tuples = {"leaves", "mask", "scale", "low", "high"} & vars(self).keys()
+        as_values(self, schedules=(*self.weights, *self.sizes), tuples=tuples)
         named = isinstance(self.leaves, tuple) and all(isinstance(name, str) for name in self.leaves)
         if self.leaves is not None and not (named and self.leaves):
             raise ValueError(
@@ -83,12 +76,6 @@ class Perturbing(Regularizer):
             raise ValueError(f"expected a sample_fraction in (0, 1], got {self.sample_fraction!r}")
         if self.interval is not None:
             whole("interval", self.interval)
-        replace(self.perturbations(0), epsilon=minimum(self.epsilon))
-
-    def perturbations(self, timestep: float) -> PerturbationSet:
-        """Δ at an environment step."""
-        limits = {name: getattr(self, name) for name in ("norm", "mask", "scale", "low", "high")}
-        return PerturbationSet(epsilon=value_at(self.epsilon, timestep), **limits)
 
     def active(self, timestep: float) -> bool:
         return any(value_at(getattr(self, name), timestep) > 0 for name in self.weights)
@@ -116,6 +103,35 @@ class Perturbing(Regularizer):
     def rows(self, sample: Sample, context: Context) -> Sample:
         times = 1 if context.minibatch is None else self.every
         return sample.subset(min(1.0, times * self.sample_fraction), generator=context.generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perturbing(ObservationRegularizer):
+    """A regularizer over a perturbation set.
+
+    Attributes:
+        epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla: of the
+            environment); a number or a schedule.
+        norm: norm of the radius: `"linf"` or `"l2"`.
+        low: lower bound of perturbed observations, a number or one per feature; None: none.
+        high: upper bound of perturbed observations, a number or one per feature; None: none.
+    """
+
+    sizes: ClassVar[tuple[str, ...]] = ("epsilon",)
+
+    epsilon: Schedule = 0.1
+    norm: Norm = "linf"
+    low: float | tuple[float, ...] | None = None
+    high: float | tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        replace(self.perturbations(0), epsilon=minimum(self.epsilon))
+
+    def perturbations(self, timestep: float) -> PerturbationSet:
+        """Δ at an environment step."""
+        limits = {name: getattr(self, name) for name in ("norm", "mask", "scale", "low", "high")}
+        return PerturbationSet(epsilon=value_at(self.epsilon, timestep), **limits)
 
 
 @dataclass(frozen=True, kw_only=True)

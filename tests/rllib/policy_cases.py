@@ -27,7 +27,7 @@ from marl_aajr import AAJR
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.jacobian import BACKENDS
 from marl_aajr.regularizers import LossTerm, Regularizer, ppo_policy_loss
-from marl_aajr.regularizers.adversarial import Perturbing
+from marl_aajr.regularizers.adversarial import ObservationRegularizer
 from marl_aajr.rllib.networks import FlatActorCritic, MAPPOModule
 from marl_aajr.rllib.plugin.regularized_module import RegularizedModule
 from tests.networks import generator
@@ -198,7 +198,7 @@ PENALTY = AAJR(
 
 
 def regularized(case: Case, regularizer: Regularizer, module: Any) -> RegularizedModule:
-    if isinstance(regularizer, Perturbing):
+    if isinstance(regularizer, ObservationRegularizer):
         regularizer = replace(regularizer, leaves=case.leaves)
     return RegularizedModule(
         "a", regularizer, module, policy_loss=ppo_policy_loss(0.3), backends=BACKENDS, shard=None
