@@ -67,27 +67,28 @@ class Region:
         axes = None if self.axes is None else self.axes * (1 + 8 * unit * reach.shape[-1]) + reach
         return Region(self.low - reach, self.high + reach, self.centre, axes)
 
-    def least(self, slope: Tensor, offset: Tensor) -> Tensor:
-        """A number that `slope · x + offset` is nowhere below, `[B, k, d]` and `[B, k] -> [B, k]`."""
-        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
-        least = _times(slope, middle) - _times(slope.abs(), half)
-        if self.axes is not None:
-            length = torch.linalg.vector_norm(slope * self.axes.unsqueeze(-2), dim=-1)
-            least = torch.maximum(least, _times(slope, self.centre) - length)
-        return least + offset
+    def ends(self, slope: Tensor, offset: Tensor) -> Ends:
+        """Bounds of `slope · x + offset`, `[B, k, d]` or `[k, d]`, and `[B, k]` or `[k]`, `[B, k]` each."""
+        ends = Ends(self.low, self.high).ends(slope, offset)
+        if self.axes is None:
+            return ends
+        middle = _times(slope, self.centre) + offset
+        length = torch.linalg.vector_norm(slope * self.axes.unsqueeze(-2), dim=-1)
+        return Ends(torch.maximum(ends.low, middle - length), torch.minimum(ends.high, middle + length))
 
 
 @dataclass(frozen=True)
 class Ends:
-    """Bounds of a layer's values, `[B, n]` each."""
+    """Bounds of values, `[B, n]` each."""
 
     low: Tensor
     high: Tensor
 
-    def least(self, slope: Tensor, offset: Tensor) -> Tensor:
+    def ends(self, slope: Tensor, offset: Tensor) -> Ends:
         """As of a `Region`."""
-        middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
-        return _times(slope, middle) - _times(slope.abs(), half) + offset
+        middle = _times(slope, (self.low + self.high) / 2) + offset
+        spread = _times(slope.abs(), (self.high - self.low) / 2)
+        return Ends(middle - spread, middle + spread)
 
 
 class BoundedMLP:
@@ -135,18 +136,16 @@ class BoundedMLP:
 
     def outputs(self, region: Region, method: BoundMethod) -> Ends:
         """Bounds of each output, `[B, m]` each."""
-        linear = next(step[0] for step in reversed(self.steps) if isinstance(step, tuple))
-        return self.ends(region, torch.eye(self.width, dtype=linear.dtype, device=linear.device), method)
+        return self._each(region, len(self.steps), self._inner(region, method), method)
 
     def ends(self, region: Region, combination: Tensor, method: BoundMethod) -> Ends:
         """Bounds of C f, `[B, k, m] -> [B, k]`; C may be that of all rows, `[k, m]`."""
-        inner, place = self._inner(region, method), len(self.steps)
-        low = self._least(region, combination, place, inner, method)
-        return Ends(low, -self._least(region, -combination, place, inner, method))
+        return self._ends(region, combination, len(self.steps), self._inner(region, method), method)
 
     def least(self, region: Region, combination: Tensor, method: BoundMethod) -> Tensor:
         """The lower ones alone."""
-        return self._least(region, combination, len(self.steps), self._inner(region, method), method)
+        inner = self._inner(region, method)
+        return self._below(region, combination, len(self.steps), inner, method).low
 
     def rounding(self, region: Region, unit: float) -> Tensor:
         """How far a pass with numbers of this unit may be from the outputs of exact arithmetic, `[B, m]`.
@@ -173,31 +172,32 @@ class BoundedMLP:
         inner: dict[int, Ends] = {}
         for place, step in enumerate(self.steps):
             if not isinstance(step, tuple):
-                inner[place] = Ends(*self._both(region, place, inner, "interval"))
+                inner[place] = ends = self._each(region, place, inner, "interval")
                 if method == "crown" and len(inner) > 1:
-                    ends, (low, high) = inner[place], self._both(region, place, inner, method)
-                    inner[place] = Ends(torch.maximum(ends.low, low), torch.minimum(ends.high, high))
+                    other = self._each(region, place, inner, method)
+                    low, high = torch.maximum(ends.low, other.low), torch.minimum(ends.high, other.high)
+                    inner[place] = Ends(low, high)
         return inner
 
-    def _both(
-        self, region: Region, place: int, inner: dict[int, Ends], method: BoundMethod
-    ) -> tuple[Tensor, Tensor]:
+    def _each(self, region: Region, place: int, inner: dict[int, Ends], method: BoundMethod) -> Ends:
         """Bounds of the values before a step, each on its own."""
-        before = next((step[0] for step in reversed(self.steps[:place]) if isinstance(step, tuple)), None)
-        if before is None:
-            low, high = region.low, region.high
-            for step in self.steps[:place]:
-                assert isinstance(step, nn.Module)
-                low, high = step(low), step(high)
-            return low, high
-        each = torch.eye(before.shape[0], dtype=before.dtype, device=before.device)
-        low = self._least(region, each, place, inner, method)
-        return low, -self._least(region, -each, place, inner, method)
+        before = [step[0] for step in self.steps[:place] if isinstance(step, tuple)]
+        each = torch.eye(len(before[-1]) if before else region.low.shape[-1]).to(region.low)
+        return self._ends(region, each, place, inner, method)
 
-    def _least(
+    def _ends(
         self, region: Region, slope: Tensor, place: int, inner: dict[int, Ends], method: BoundMethod
-    ) -> Tensor:
-        """A bound from below on `slope` times the values before a step, `[B, k]`."""
+    ) -> Ends:
+        """Bounds of `slope` times the values before a step."""
+        ends = self._below(region, slope, place, inner, method)
+        if method == "interval" or not any(back < place for back in inner):
+            return ends
+        return Ends(ends.low, -self._below(region, -slope, place, inner, method).low)
+
+    def _below(
+        self, region: Region, slope: Tensor, place: int, inner: dict[int, Ends], method: BoundMethod
+    ) -> Ends:
+        """The same, of which the upper ones hold only where no line is taken on the way."""
         offset = slope.new_zeros(slope.shape[:-1])
         for back in range(place - 1, -1, -1):
             step = self.steps[back]
@@ -208,9 +208,9 @@ class BoundedMLP:
                 continue
             ends = inner[back]
             if method == "interval":
-                return Ends(step(ends.low), step(ends.high)).least(slope, offset)
+                return Ends(step(ends.low), step(ends.high)).ends(slope, offset)
             slope, offset = _through(relax(step, ends.low, ends.high), slope, offset)
-        return region.least(slope, offset)
+        return region.ends(slope, offset)
 
 
 def _through(lines: Lines, slope: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
