@@ -46,6 +46,7 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
         batch: As given, for what PettingZoo has no words for (its saved state, its curriculum).
         teams: Team of each agent.
         channels: What each agent's observation consists of.
+        words: The words that agents read; None where they see numbers.
 
     Raises:
         ValueError: If the batch has more than one copy, or the render mode is another.
@@ -77,7 +78,7 @@ class SingleCopy(ParallelEnv[str, Any, Any]):
         if batch.state_space is not None:
             self.state_space = batch.state_space
             batch.keeps_final_states = True
-        self.teams, self.channels = batch.teams, batch.channels
+        self.teams, self.channels, self.words = batch.teams, batch.channels, batch.words
         self._seeds: np.random.Generator | None = None
         self._given: dict[str, Tensor] = {}  # those of agents that have ended count for nothing
 

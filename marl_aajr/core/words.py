@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +32,7 @@ class Words:
     actions: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if repeated := sorted({word for word in self.vocabulary if self.vocabulary.count(word) > 1}):
+        if repeated := [word for word, times in Counter(self.vocabulary).items() if times > 1]:
             raise ValueError(f"expected each word once, got {', '.join(repeated)} several times")
         if len(self.synonyms) != len(self.vocabulary):
             raise ValueError(
@@ -61,6 +63,20 @@ class Words:
     def text(self, tokens: Iterable[float]) -> str:
         """The words of some tokens, without padding."""
         return " ".join(self.vocabulary[int(w)] for w in tokens if int(w) != self.padding)
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text: its words in lower case, and its marks one by one.
+
+        Raises:
+            ValueError: words that are not there, all by name.
+        """
+        found = re.findall(r"\w+|[^\w\s]", text.lower())
+        self.check_covered(self.vocabulary, dict.fromkeys(found))
+        return [self._token[word] for word in found]
+
+    @cached_property
+    def _token(self) -> dict[str, int]:
+        return {word: token for token, word in enumerate(self.vocabulary)}
 
     def check_covered(self, known: Collection[str], words: Collection[str] | None = None) -> None:
         """Raise `ValueError` unless a vocabulary has all of these words (None: those of this one)."""

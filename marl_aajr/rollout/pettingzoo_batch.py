@@ -12,6 +12,7 @@ from torch import Tensor
 
 from marl_aajr.core.environment_values import choices, own_key, to_vector
 from marl_aajr.core.flat_observations import FlatBox, own_part
+from marl_aajr.core.words import Words
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep, check_action
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.game import Game
@@ -19,6 +20,7 @@ from marl_aajr.rollout.game_copies import CopySpaces
 from marl_aajr.rollout.game_shares import GameShares, Processes
 from marl_aajr.rollout.pettingzoo_games import TurnBasedGame
 from marl_aajr.rollout.reported_metrics import by_copy
+from marl_aajr.rollout.teams import outermost
 
 _Array = np.ndarray[Any, np.dtype[Any]]
 _INTEGER = (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -68,6 +70,7 @@ class PettingZooBatch(BatchedEnv):
         for agent in self.possible_agents:
             self.observation_spaces[agent], masks[agent] = _array_spaces(game, agent, flat)
         self.channels = game.channels
+        self.words = words if isinstance(words := outermost(game.env, "words"), Words) else None
         self.observation_keys = {
             agent: own_key(space)
             for agent, space in game.observation_spaces.items()

@@ -1,0 +1,160 @@
+"""Observations that are text, as tokens that networks read.
+
+    def make(**kwargs):
+        return tokenized(my_env(**kwargs), tokenizer, length=32)
+
+plays as any other environment: each Text part of an observation becomes `[length]` integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from pettingzoo.utils.env import AECEnv, ParallelEnv
+from pettingzoo.utils.wrappers import BaseParallelWrapper, BaseWrapper
+
+from marl_aajr.core.checks import whole
+from marl_aajr.core.words import Words
+from marl_aajr.rollout.adapters import to_pettingzoo
+from marl_aajr.rollout.teams import outermost
+
+
+def tokenized(env: Any, tokenizer: Any, *, length: int) -> Any:
+    """A PettingZoo environment whose agents read tokens in the place of text, padded behind.
+
+    Args:
+        env: A ParallelEnv, an AECEnv, or an environment of Gymnasium. Where it has an attribute `words`, the
+            words that it uses, they are looked for in the tokenizer's vocabulary at once, others when they
+            come.
+        tokenizer: `marl_aajr.core.words.Words`, or a tokenizer of Hugging Face's.
+        length: L, tokens of an observation at most.
+
+    Returns:
+        The environment with Box observations `[L]` of integers, and an attribute `words`.
+
+    Raises:
+        ValueError: No agent reads text, no padding token, or words of the environment that the tokenizer
+            does not know, all by name. Playing raises it for a text that is longer.
+    """
+    whole("length", length)
+    if isinstance(env, gymnasium.Env):
+        env = to_pettingzoo(env)
+    reader = _Reader(env, tokenizer, length)
+    if isinstance(env, AECEnv):
+        return _TokenizedTurns(env, reader)
+    return _TokenizedParallel(env, reader)
+
+
+class _Reader:
+    """Makes tokens of the text in observations.
+
+    Attributes:
+        words: The tokenizer's vocabulary.
+    """
+
+    def __init__(self, env: Any, tokenizer: Any, length: int) -> None:
+        self.length = length
+        self.words, self._encode = _vocabulary(tokenizer)
+        self.spaces = {agent: env.observation_space(agent) for agent in env.possible_agents}
+        if not any(map(_has_text, self.spaces.values())):
+            raise ValueError(
+                f"expected Text observations, got {next(iter(self.spaces.values()))}; play it as it is"
+            )
+        said = outermost(env, "words")
+        if isinstance(said, Words):
+            said.check_covered(self.words.vocabulary)
+        elif isinstance(said, Collection):
+            for word in said:
+                self._encode(word)
+
+    def space(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
+        if isinstance(space, spaces.Dict):
+            return spaces.Dict({key: self.space(part) for key, part in space.items()})
+        if isinstance(space, spaces.Text):
+            return spaces.Box(0, len(self.words) - 1, (self.length,), np.int64)
+        return space
+
+    def read(self, space: spaces.Space[Any], obs: Any) -> Any:
+        if isinstance(space, spaces.Dict):
+            return {key: self.read(part, obs[key]) for key, part in space.items()}
+        if not isinstance(space, spaces.Text):
+            return obs
+        if len(tokens := self._encode(obs)) > self.length:
+            raise ValueError(
+                f"expected at most length={self.length} tokens, got {len(tokens)}: {obs!r}; give a greater "
+                "length"
+            )
+        return np.array([*tokens, *[self.words.padding] * (self.length - len(tokens))], np.int64)
+
+    def each(self, seen: Mapping[Any, Any]) -> dict[Any, Any]:
+        return {agent: self.read(self.spaces[agent], obs) for agent, obs in seen.items()}
+
+
+class _TokenizedParallel(BaseParallelWrapper[Any, Any, Any]):
+    def __init__(self, env: ParallelEnv[Any, Any, Any], reader: _Reader) -> None:
+        super().__init__(env)
+        self._reader, self.words = reader, reader.words
+        self.observation_spaces = {agent: reader.space(space) for agent, space in reader.spaces.items()}
+
+    def observation_space(self, agent: Any) -> spaces.Space[Any]:
+        return self.observation_spaces[agent]
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        seen, infos = self.env.reset(seed=seed, options=options)
+        return self._reader.each(seen), infos
+
+    def step(self, actions: dict[Any, Any]) -> Any:
+        seen, *rest = self.env.step(actions)
+        return self._reader.each(seen), *rest
+
+
+class _TokenizedTurns(BaseWrapper[Any, Any, Any]):
+    def __init__(self, env: AECEnv[Any, Any, Any], reader: _Reader) -> None:
+        super().__init__(env)
+        self._reader, self.words = reader, reader.words
+        self.observation_spaces = {agent: reader.space(space) for agent, space in reader.spaces.items()}
+
+    def observation_space(self, agent: Any) -> spaces.Space[Any]:
+        return self.observation_spaces[agent]
+
+    def observe(self, agent: Any) -> Any:
+        return self._reader.read(self._reader.spaces[agent], self.env.observe(agent))
+
+
+def _has_text(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, spaces.Text) or (
+        isinstance(space, spaces.Dict) and any(map(_has_text, space.values()))
+    )
+
+
+def _vocabulary(tokenizer: Any) -> tuple[Words, Callable[[str], Sequence[int]]]:
+    """The words that a tokenizer knows, by token, and what it makes of a text."""
+    if isinstance(tokenizer, Words):
+        return tokenizer, tokenizer.encode
+    if not hasattr(tokenizer, "get_vocab"):
+        raise ValueError(
+            f"expected Words or a tokenizer of Hugging Face's, got a {type(tokenizer).__name__}; "
+            "AutoTokenizer.from_pretrained(folder) makes one"
+        )
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            "expected a tokenizer with a padding token, got one without; tokenizer.pad_token = "
+            "tokenizer.eos_token, or another"
+        )
+    known = {token: word for word, token in tokenizer.get_vocab().items()}
+    vocabulary = tuple(known.get(token, f"<{token}>") for token in range(max(known) + 1))
+    # It says nothing of meanings: no word may stand in another's place.
+    words = Words(vocabulary, tuple(range(len(vocabulary))), padding=tokenizer.pad_token_id)
+
+    def encode(text: str) -> Sequence[int]:
+        tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        if (unknown := tokenizer.unk_token_id) is not None and unknown in tokens:
+            missing = [w for w in text.split() if unknown in tokenizer.encode(w, add_special_tokens=False)]
+            words.check_covered({*vocabulary} - {*missing}, missing or [text])
+        return tokens
+
+    return words, encode
