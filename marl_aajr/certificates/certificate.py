@@ -87,8 +87,9 @@ class Certificate(ResultModel):
 
     Attributes:
         env: the environment.
-        team: the team.
-        agents: the agents whose decisions these are.
+        teams: the team of each agent.
+        team: the team whose decisions these are.
+        agents: the agents among them.
         units: of ε.
         norm: of ε.
         seed: of episodes and attacks.
@@ -104,6 +105,7 @@ class Certificate(ResultModel):
     """
 
     env: PlayedEnvironment
+    teams: dict[str, str]
     team: str
     agents: tuple[str, ...]
     units: Units

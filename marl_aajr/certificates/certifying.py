@@ -141,6 +141,7 @@ def _certified(victim: Victim, spec: EnvironmentSpec, request: CertificateReques
     given = {name: getattr(request, name) for name in ("mask", "scale", "low", "high")}
     return Certificate(
         env=PlayedEnvironment(name=spec.name, kwargs=dict(spec.kwargs)),
+        teams=dict(env.teams),
         team=team,
         agents=tuple(agents),
         units=units,

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from marl_aajr.certificates.certificate import Certificate
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.outcomes import AttackOutcome, AttackSpec
@@ -31,8 +32,8 @@ class Task:
     team: str = ""
 
     @classmethod
-    def of(cls, evaluation: Evaluation) -> Task:
-        """The task of an evaluation."""
+    def of(cls, evaluation: Evaluation | Certificate) -> Task:
+        """The task of an evaluation, or of a certificate."""
         kwargs = json.dumps(evaluation.env.kwargs, sort_keys=True) if evaluation.env.kwargs else ""
         several = len(set(evaluation.teams.values())) > 1
         return cls(f"{evaluation.env.name} {kwargs}".strip(), evaluation.team if several else "")

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from marl_aajr.adversaries.store import how_to_resume
+from marl_aajr.certificates.certificate import Certificate
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.training import run_record
@@ -33,6 +34,8 @@ _NOT_THE_METHOD = ("seed", "resources", "out")
 class EvaluatedRun:
     """A finished run as the report sees it: its files and, by the stems of theirs, at least one evaluation.
 
+    Certificates it has where somebody asked for them.
+
     Of somebody else's policy only these are known; its configuration is then a name and the environment.
     """
 
@@ -42,6 +45,7 @@ class EvaluatedRun:
     versions: Versions | None
     metrics: tuple[Iteration, ...]
     evaluations: Mapping[str, Evaluation]
+    certificates: Mapping[str, Certificate] = field(default_factory=dict)
 
     @property
     def trained_here(self) -> bool:
@@ -82,7 +86,7 @@ def load_run(path: Path | str) -> EvaluatedRun:
         env = next(iter(evaluations.values())).env
         name = folder.resolve().name
         known = {"env": {"name": env.name, "kwargs": env.kwargs}, "method": {"name": name}, "seed": 0}
-        return EvaluatedRun(folder, known, None, None, (), evaluations)
+        return EvaluatedRun(folder, known, None, None, (), evaluations, _certificates(folder))
     config = run_record.load_settings(folder)
     status = run_record.parse(Status, folder / run_record.STATUS)
     if status.state != "finished":
@@ -100,6 +104,7 @@ def load_run(path: Path | str) -> EvaluatedRun:
         versions=run_record.parse(Versions, folder / run_record.VERSIONS),
         metrics=run_record.load_iterations(folder),
         evaluations=_evaluations(folder),
+        certificates=_certificates(folder),
     )
 
 
@@ -110,6 +115,12 @@ def _evaluations(folder: Path) -> Mapping[str, Evaluation]:
             f"expected an evaluated run, got {folder} without evaluations; run `marl-aajr evaluate {folder}`"
         )
     return {path.stem: run_record.parse(Evaluation, path) for path in paths}
+
+
+def _certificates(folder: Path) -> Mapping[str, Certificate]:
+    """What `marl-aajr certify` left; nobody has to."""
+    paths = run_record.files_of(folder, run_record.CERTIFICATES)
+    return {path.stem: run_record.parse(Certificate, path) for path in paths}
 
 
 @dataclass(frozen=True)
