@@ -76,3 +76,9 @@ DEFAULTS: Mapping[Kind, KindDefaults] = {
 
 SEARCH_SHARE = 0.1
 """Part of the environment steps that each setting is tried for, with all of its seeds together."""
+
+
+def check_joint(joint: bool, channels: Sequence[str] | None) -> None:
+    """Raise `ValueError` for a joint adversary on channels: its budget is shared before they are known."""
+    if joint and channels is not None:
+        raise ValueError(f"expected no channels for a joint adversary, got {', '.join(channels)}; drop one")

@@ -18,8 +18,13 @@ from typing import ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from marl_aajr.adversaries.kinds import DEFAULTS, STEPS_PER_SECOND
-from marl_aajr.adversaries.observation_game import GAME, ObservationAdversaries, ObservationThreat, features
+from marl_aajr.adversaries.kinds import DEFAULTS, STEPS_PER_SECOND, check_joint
+from marl_aajr.adversaries.observation_game import (
+    GAME,
+    ObservationAdversaries,
+    ObservationThreat,
+    features,
+)
 from marl_aajr.adversaries.request import AdversaryRequest
 from marl_aajr.adversaries.store import KEPT, RECORD
 from marl_aajr.attacks import Access, Attack
@@ -120,6 +125,7 @@ class LearnedAttack(FittedAttack):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("actions", self.actions, ("greedy", "sampled"))
+        check_joint(self.joint, self.perturbations.channels)
         if not self.adversary or self.ready:
             return
         found = loaded(self.adversary, kind=self.name)
@@ -152,16 +158,23 @@ class LearnedAttack(FittedAttack):
         from marl_aajr.adversaries.training import find_or_train  # which imports Ray: playing needs none
 
         budget = vars(self.perturbations)
+
+        def reaches(agent: str) -> bool:
+            width = features(victim, agent)
+            return self.held_to(env.channels.get(agent, {}), width) is not None
+
         asked = ("joint", "actions", "env_steps", "search", "warm_start")
         request = AdversaryRequest(
             kind=self.name,  # type: ignore[arg-type]
             epsilon=budget["epsilon"],
             norm=budget["norm"],
-            agents=tuple(agent for agent in env.possible_agents if agent in agents),
+            agents=tuple(agent for agent in env.possible_agents if agent in agents and reaches(agent)),
             units=units,
             seed=seed,
             threat={
-                name: budget[name] for name in ("mask", "scale", "low", "high") if budget[name] is not None
+                name: budget[name]
+                for name in ("mask", "scale", "low", "high", "channels")
+                if budget[name] is not None
             },
             **{name: getattr(self, name) for name in asked},
         )

@@ -12,7 +12,7 @@ agents with equal spaces share a module. The memory of a recurrent victim is not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -22,9 +22,11 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from marl_aajr.adversaries.game_settings import Threat, factories
+from marl_aajr.adversaries.kinds import check_joint
 from marl_aajr.adversaries.victim_game import VictimGame
 from marl_aajr.attacks import StrongPGD
 from marl_aajr.core.adversary_actions import AdversaryActions, adversary_actions, side_by_side, width
+from marl_aajr.core.channels import check_channels, held
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import Norm, PerturbationSet
@@ -160,6 +162,7 @@ class ObservationThreat(Threat):
         epsilon: radius of the perturbation set.
         norm: `"linf"` or `"l2"`.
         mask: one for all agents; see `PerturbationSet`, as for `scale`, `low` and `high`.
+        channels: of what may be perturbed; agents that observe none of them are not attacked.
         scales: ε by agent as a multiple of `epsilon`; absent: 1.
         units: `"raw"` (of the environment's observations) or `"network"` (behind the observation filter).
         joint: one adversary for all of them with one budget; see `ObservationAdversaries`.
@@ -172,6 +175,7 @@ class ObservationThreat(Threat):
     scale: Sequence[float] | None = None
     low: float | Sequence[float] | None = None
     high: float | Sequence[float] | None = None
+    channels: Sequence[str] | None = None
     scales: Mapping[str, float] = field(default_factory=dict)
     units: Literal["raw", "network"] = "raw"
     joint: bool = False
@@ -180,6 +184,7 @@ class ObservationThreat(Threat):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("units", self.units, ("raw", "network"))
+        check_joint(self.joint, self.channels)
         _ = self.adversary_actions, self.perturbations
 
     @cached_property
@@ -190,22 +195,24 @@ class ObservationThreat(Threat):
     @cached_property
     def perturbations(self) -> PerturbationSet:
         """Δ, in `units`."""
-        names = ("epsilon", "norm", "mask", "scale", "low", "high")
-        return PerturbationSet(**{name: getattr(self, name) for name in names})
+        return PerturbationSet(**{f.name: getattr(self, f.name) for f in fields(PerturbationSet)})
 
     def build(self, num_envs: int, *, device: torch.device | str = "cpu") -> ObservationGame:
         victim, env = self.frozen, self.copies(num_envs, device=device)
-        agents = tuple(choose_agents(env.teams, None, self.agents))
+        agents = choose_agents(env.teams, None, self.agents)
         for agent in self.scales:
             one_of("scales", agent, agents)
-        adversaries = ObservationAdversaries(
-            actions=self.adversary_actions, victim=victim, agents=agents, joint=self.joint
-        )
+        check_channels(self.perturbations.channels, env.channels, agents, env=self.env)
         sets = {}
         for agent in agents:
-            own = replace(self.perturbations, epsilon=self.epsilon * self.scales.get(agent, 1.0))
-            space, observed = victim.observation_spaces[agent], victim.filters.get(agent)
-            sets[agent] = at_network(own, space, observed, units=self.units)
+            scaled = replace(self.perturbations, epsilon=self.epsilon * self.scales.get(agent, 1.0))
+            own = held(scaled, env.channels.get(agent, {}), features(victim, agent))
+            if own is not None:
+                seen = victim.observation_spaces[agent], victim.filters.get(agent)
+                sets[agent] = at_network(own, *seen, units=self.units)
+        adversaries = ObservationAdversaries(
+            actions=self.adversary_actions, victim=victim, agents=tuple(sets), joint=self.joint
+        )
         return ObservationGame(env, adversaries, sets, sampled=self.sampled)
 
 

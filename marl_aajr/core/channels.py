@@ -6,7 +6,7 @@ An environment says of which features each channel of an agent consists. Whateve
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import accumulate, chain, pairwise
@@ -89,6 +89,30 @@ def held(value: Held, known: Channels, width: int) -> Held | None:
         raise ValueError(f"expected {width} features in mask, got {len(value.mask)}; or name channels alone")
     mask = tuple(i in chosen and (value.mask is None or bool(value.mask[i])) for i in range(width))
     return replace(value, channels=None, mask=mask) if any(mask) else None  # type: ignore[type-var]
+
+
+def held_together(value: Held, members: Mapping[str, Channels], width: int) -> Held | None:
+    """The same as `held` for agents whose decisions are one batch.
+
+    Raises:
+        ValueError: the channels are other features of some of the agents, whose channels `members` are.
+    """
+    found = {agent: held(value, known, width) for agent, known in members.items()}
+    first, *others = found
+    if different := [agent for agent in others if found[agent] != found[first]]:
+        raise ValueError(
+            f"expected {', '.join(value.channels or ())} to be the same features of {first!r} and "
+            f"{different[0]!r}, who have one network, got others; give them networks of their own "
+            "(policies: independent)"
+        )
+    return found[first]
+
+
+def who_observes(
+    names: Collection[str] | None, known: Mapping[str, Channels], agents: Iterable[str]
+) -> tuple[str, ...]:
+    """The agents that observe some of the channels of these names; None: all of them."""
+    return tuple(a for a in agents if names is None or not known.get(a, {}).keys().isdisjoint(names))
 
 
 def check_channel_names(channels: Any) -> None:

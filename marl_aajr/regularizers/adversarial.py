@@ -6,7 +6,7 @@ One set of names, defaults and checks for all, so that a comparison differs in t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, ClassVar, Literal, Self
@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 from torch import Tensor
 
 from marl_aajr.core.ascent import AUTO, STARTS, STEPS, Start, Step, Trajectory, ascend, starting_point
+from marl_aajr.core.channels import Channels, held_together
 from marl_aajr.core.checks import (
     Schedule,
     as_schedule,
@@ -49,6 +50,8 @@ class ObservationRegularizer(Regularizer):
             mask, scale, low and high: in the order of the observation's sorted keys, row by row.
         mask: per feature, whether it can be perturbed; None: all can.
         scale: per feature, the size > 0 of one unit of perturbations; None: 1.
+        channels: names of what can be perturbed, such as `[messages]`, as the environment of a run has them
+            (elsewhere `marl_aajr.core.channels.held` makes the mask of them); None: all of it.
     """
 
     weights: ClassVar[tuple[str, ...]] = ()
@@ -61,10 +64,11 @@ class ObservationRegularizer(Regularizer):
     leaves: tuple[str, ...] | None = None
     mask: tuple[bool, ...] | None = None
     scale: tuple[float, ...] | None = None
+    channels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        tuples = {"leaves", "mask", "scale", "low", "high"} & vars(self).keys()
+        tuples = {"leaves", "mask", "scale", "low", "high", "channels"} & vars(self).keys()
         as_values(self, schedules=(*self.weights, *self.sizes), tuples=tuples)
         named = isinstance(self.leaves, tuple) and all(isinstance(name, str) for name in self.leaves)
         if self.leaves is not None and not (named and self.leaves):
@@ -76,6 +80,9 @@ class ObservationRegularizer(Regularizer):
             raise ValueError(f"expected a sample_fraction in (0, 1], got {self.sample_fraction!r}")
         if self.interval is not None:
             whole("interval", self.interval)
+
+    def held_to(self, members: Mapping[str, Channels], width: int) -> Self | None:
+        return held_together(self, members, width)
 
     def active(self, timestep: float) -> bool:
         return any(value_at(getattr(self, name), timestep) > 0 for name in self.weights)
@@ -130,7 +137,8 @@ class Perturbing(ObservationRegularizer):
 
     def perturbations(self, timestep: float) -> PerturbationSet:
         """Δ at an environment step."""
-        limits = {name: getattr(self, name) for name in ("norm", "mask", "scale", "low", "high")}
+        names = ("norm", "mask", "scale", "low", "high", "channels")
+        limits = {name: getattr(self, name) for name in names}
         return PerturbationSet(epsilon=value_at(self.epsilon, timestep), **limits)
 
 

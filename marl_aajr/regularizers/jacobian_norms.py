@@ -66,7 +66,7 @@ class JacobianNorm(JacobianPenalty):
 
     def reachable(self, sample: Sample, directions: Tensor) -> Tensor:
         """z without the features that the adversary cannot touch."""
-        if self.mask is None:
+        if self.mask is None and self.channels is None:
             return directions
         preconditioner = self.perturbations(0).preconditioner(sample.obs)
         assert preconditioner is not None

@@ -128,9 +128,8 @@ class MACER(ObservationRegularizer):
 
     def _noise(self, timestep: float) -> PerturbationSet:
         """The set whose half axes are the noise's standard deviations."""
-        return PerturbationSet(
-            epsilon=value_at(self.sigma, timestep), norm="l2", mask=self.mask, scale=self.scale
-        )
+        limits = {name: getattr(self, name) for name in ("mask", "scale", "channels")}
+        return PerturbationSet(epsilon=value_at(self.sigma, timestep), norm="l2", **limits)
 
     def _noisy(self, sample: Sample, context: Context) -> Tensor:
         """Outputs at k noisy observations of each row, `[k, B, ..., m]`."""

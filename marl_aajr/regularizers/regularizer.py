@@ -19,6 +19,7 @@ from typing import ClassVar, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from marl_aajr.core.channels import Channels
 from marl_aajr.core.checks import nonfinite, refuse_search_spaces
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import BACKENDS, Backend
@@ -57,6 +58,13 @@ class Regularizer(ABC):
     @abstractmethod
     def active(self, timestep: float) -> bool:
         """Whether it does anything at this environment step; if not, the learner skips it entirely."""
+
+    def held_to(self, members: Mapping[str, Channels], width: int) -> Regularizer | None:
+        """The same on the channels that it names, of d = `width` features; None: the agents observe none.
+
+        `members` are the channels of each agent of one network; `ValueError`: some agents' are others.
+        """
+        return self
 
     @property
     def every(self) -> int:
@@ -231,6 +239,11 @@ class Sum(Regularizer):
 
     def ramped(self, start: float, end: float) -> Self:
         return replace(self, members=tuple(member.ramped(start, end) for member in self.members))
+
+    def held_to(self, members: Mapping[str, Channels], width: int) -> Regularizer | None:
+        found = (member.held_to(members, width) for member in self.members)
+        kept = tuple(each for each in found if each is not None)
+        return replace(self, members=kept) if len(kept) > 1 else next(iter(kept), None)
 
     def initial_state(self) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}

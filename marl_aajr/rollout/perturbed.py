@@ -22,6 +22,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from marl_aajr.core.adversary_actions import AdversaryActions, Kind, adversary_actions
+from marl_aajr.core.channels import Channels, held
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.policy import Policy, where_rows
 from marl_aajr.core.threat import PerturbationSet
@@ -50,15 +51,19 @@ class Perturb:
         actions: Meaning of the actions.
         perturbations: Δ, in units of the environment's observations.
         policies: The agents' present policies, from the environment's observations `[E, d]`; of `pa-ad` only.
+        channels: What the agents observe, where Δ is held to channels.
     """
 
     actions: AdversaryActions
     perturbations: PerturbationSet
     policies: Mapping[str, Policy] = field(default_factory=dict)
+    channels: Mapping[str, Channels] = field(default_factory=dict)
 
     def __call__(self, agent: str, obs: Tensor, actions: Tensor) -> Tensor:
         """δ of an agent, given its true observations `[E, d]` and its adversary's actions `[E, ...]`."""
-        return self.actions.perturb(self.policies.get(agent), obs, actions, self.perturbations)
+        own = held(self.perturbations, self.channels.get(agent, {}), obs.shape[-1])
+        assert own is not None
+        return self.actions.perturb(self.policies.get(agent), obs, actions, own)
 
 
 class PerturbedBatch(BatchedEnvWrapper):

@@ -17,31 +17,27 @@ from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 
-from marl_aajr.core.checks import Schedule, grouped
+from marl_aajr.core.checks import Schedule
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.environment_values import TO_FLOAT, split
-from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.internals.algorithms import RunAPPO, RunIMPALA, RunPPO
 from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.networks import check_observation_space
 from marl_aajr.rllib.plugin.attacked_measures import ReturnsUnderAttack
-from marl_aajr.rllib.plugin.observation_layout import chosen_parts
 from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
 from marl_aajr.rllib.sampling.fast import fast
 from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rllib.sampling.run_env_runner import RunEnvRunner
-from marl_aajr.rollout.attack.attacked_play import attacked_members
-from marl_aajr.rollout.attack.beside_regularizers import check_beside
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.perturbed import PerturbedGame
-from marl_aajr.training.atla import ATLA
-from marl_aajr.training.atla_phases import ATLAPhases, PhaseOfRecreated, phases_of
+from marl_aajr.training.atla_phases import PhaseOfRecreated, phases_of
 from marl_aajr.training.checkpoint import StartRecreated
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.method import NO_METHOD
+from marl_aajr.training.method_checks import check_atla, check_attack, check_regularizers
 from marl_aajr.training.policy_mapping import ModuleOf, PolicyMapping, module_spec, policy_mapping_of
 from marl_aajr.training.resources import Resources
 from marl_aajr.training.team_methods import TeamMethods, team_methods
@@ -65,7 +61,7 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
     _check_playable(config, team, methods)
     atla = phases_of(methods.atla, team)
     if atla is not None:
-        _check_atla(config, atla)
+        check_atla(config, atla)
     mapping = team if atla is None else atla.both_sides()
     result = (
         start_config(config)
@@ -133,9 +129,9 @@ def _set_methods(
 ) -> None:
     attacked: Collection[str] = ()
     if methods.attack is not None:
-        attacked = _check_attack(methods.attack, config, mapping)
+        attacked = check_attack(methods.attack, config, mapping)
     if methods.regularizers:
-        _check_regularizers(config, mapping, methods, attacked)
+        check_regularizers(config, mapping, methods, attacked)
         robustify(result, dict(sorted(methods.regularizers.items())))
     else:
         result.learners(learner_class=resumable_learner_class(result.learner_class))
@@ -143,47 +139,6 @@ def _set_methods(
         robustify(result, None, rollouts=methods.attack)
         ended = [EpisodeReturns(mapping.teams), ReturnsUnderAttack(mapping.teams)]
         result.callbacks(on_episode_end=ended)
-
-
-def _check_regularizers(
-    config: RunConfig, mapping: PolicyMapping, methods: TeamMethods, attacked: Collection[str]
-) -> None:
-    """Raise `ValueError` for a regularizer that its module cannot be trained with."""
-    offers: frozenset[Need] = EVERYTHING
-    if config.model.critic != "own":  # a centralised critic does not evaluate an observation alone
-        offers -= {"critic"}
-    if config.algorithm != "ppo":  # the losses of APPO and IMPALA are not taken row by row
-        offers -= {"policy_loss", "advantages"}
-    for module, regularizer in methods.regularizers.items():
-        agent = mapping.modules[module]
-        try:
-            check_beside(regularizer, methods.attack if module in attacked else None)
-            regularizer.check(from_space(mapping.action_spaces[agent]), offers=offers)
-            if (leaves := regularizer.perturbed_leaves) is not None:
-                chosen_parts(mapping.observation_spaces[agent], leaves)
-        except ValueError as error:
-            raise ValueError(f"method {methods.methods[module].name}, module {module!r}: {error}") from None
-
-
-def _check_attack(attack: RolloutAttack, config: RunConfig, team: PolicyMapping) -> Collection[str]:
-    """The modules that have attacked agents; `ValueError` for an attack that they cannot be played under."""
-    attack.check_copies(config.resources.copies)
-    groups = grouped((module, agent) for agent, module in team.module_of.items())
-    members = attacked_members(attack, {module: tuple(agents) for module, agents in groups.items()})
-    for module in members:
-        agent = groups[module][0]
-        box, _ = split(team.observation_spaces[agent])
-        try:
-            if not np.issubdtype(box.dtype, np.floating):
-                raise ValueError(f"expected floating-point observations, got {box.dtype}; {TO_FLOAT}")
-            # The critics of our own modules stay with the learner.
-            attack.check(from_space(team.action_spaces[agent]), offers=())
-            attack.check_memory(config.model.lstm is not None)
-            nothing = torch.zeros(1, math.prod(box.shape))
-            attack.perturbations(1.0).project(nothing, nothing)
-        except ValueError as error:
-            raise ValueError(f"rollouts under attack, module {module!r}: {error}") from None
-    return members
 
 
 def _check_playable(config: RunConfig, mapping: PolicyMapping, methods: TeamMethods) -> None:
@@ -210,25 +165,6 @@ def _check_playable(config: RunConfig, mapping: PolicyMapping, methods: TeamMeth
         raise ValueError(
             "expected env_runners > 0 for resources.gpus_per_env_runner > 0 with RLlib's own runner, got 0; "
             "set env_runners, or the runner to fast"
-        )
-
-
-def _check_atla(config: RunConfig, atla: ATLAPhases) -> None:
-    """Raise `ValueError` for what cannot be trained in alternation with adversaries."""
-    if config.resources.runner != "fast":
-        raise ValueError(
-            f"expected resources.runner fast for method {ATLA.name}, got {config.resources.runner}: "
-            "RLlib's own knows no game in which several agents wait for several others"
-        )
-    if config.model.critic == "joint":
-        raise ValueError(
-            f"expected model.critic own or state for method {ATLA.name}, got joint: agents and "
-            "their adversaries never see something at the same time"
-        )
-    if atla.settings.adversary == "pa-ad" and config.model.lstm is not None:
-        raise ValueError(
-            f"expected no model.lstm for method {ATLA.name} with adversary pa-ad, whose ascent "
-            f"knows no memory, got {config.model.lstm}; use sa-rl"
         )
 
 

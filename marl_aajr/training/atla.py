@@ -40,6 +40,8 @@ class ATLA:
         scale: per feature, the size of one unit of ε.
         low: lower bound of perturbed observations.
         high: upper bound of perturbed observations.
+        channels: names of what can be perturbed, such as `[messages]`; agents that observe none of them are
+            not attacked.
         agents: the attacked agents; None: all.
         team_iterations: iterations in a row that train the team.
         adversary_iterations: iterations in a row that then train the adversaries.
@@ -60,6 +62,7 @@ class ATLA:
     scale: tuple[float, ...] | None = None
     low: float | tuple[float, ...] | None = None
     high: float | tuple[float, ...] | None = None
+    channels: tuple[str, ...] | None = None
     agents: tuple[str, ...] | None = None
     team_iterations: int = 1
     adversary_iterations: int = 1
@@ -70,7 +73,7 @@ class ATLA:
 
     def __post_init__(self) -> None:
         schedules = ("epsilon", "adversary_entropy_coeff")
-        as_values(self, schedules=schedules, tuples=("mask", "scale", "low", "high"))
+        as_values(self, schedules=schedules, tuples=("mask", "scale", "low", "high", "channels"))
         if self.agents is not None:
             object.__setattr__(self, "agents", agent_names(self.agents))
         one_of("adversary", self.adversary, KINDS)
@@ -115,6 +118,5 @@ class ATLA:
 
     def set_of(self, epsilon: float) -> PerturbationSet:
         """Δ of a radius."""
-        return PerturbationSet(
-            epsilon=epsilon, norm=self.norm, mask=self.mask, scale=self.scale, low=self.low, high=self.high
-        )
+        names = ("norm", "mask", "scale", "low", "high", "channels")
+        return PerturbationSet(epsilon=epsilon, **{name: getattr(self, name) for name in names})

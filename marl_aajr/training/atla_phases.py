@@ -15,6 +15,7 @@ import torch
 from ray.rllib.algorithms.algorithm import Algorithm
 from torch import Tensor
 
+from marl_aajr.core.channels import held
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.environment_values import split
 from marl_aajr.core.policy import ModulePolicy, Policy
@@ -35,7 +36,9 @@ def _adversaries_of(team: PolicyMapping, atla: ATLA) -> PolicyMapping:
     for agent in attacked:
         nothing = torch.zeros(1, gym.spaces.flatdim(boxes[agent]))
         try:
-            atla.set_of(1.0).squash(nothing, nothing)
+            own = held(atla.set_of(1.0), team.channels.get(agent, {}), nothing.shape[-1])
+            assert own is not None  # those agents are left whom it reaches
+            own.squash(nothing, nothing)
         except ValueError as error:
             raise ValueError(f"method {atla.name}, agent {agent!r}: {error}") from None
     return PolicyMapping(
@@ -136,7 +139,7 @@ def _perturb(runner: FastEnvRunner, *, phase: ATLAPhase) -> None:
     if phase.perturbations is not None:
         read = batch.attacked if actions.reads_policy else ()
         policies = {agent: _policy(runner, agent, team, batch) for agent in read}
-        batch.perturb = Perturb(actions, phase.perturbations, policies)
+        batch.perturb = Perturb(actions, phase.perturbations, policies, batch.channels)
 
 
 def _policy(runner: FastEnvRunner, agent: str, team: PolicyMapping, batch: PerturbedBatch) -> Policy:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +19,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from ray.rllib.core.rl_module.torch import TorchRLModule
 
+from marl_aajr.core.channels import Channels
 from marl_aajr.core.environment_values import agent_name, split
 from marl_aajr.rllib.networks import ORTHOGONAL_GAIN, FlatActorCritic, MAPPOModule, needs_flat_module
 from marl_aajr.rollout.centralized_critic import CentralView, with_state
@@ -33,6 +34,7 @@ class PolicyMapping:
     Attributes:
         observation_spaces: of each agent, in the environment's order, like all that follow.
         action_spaces: as the environment declares them.
+        channels: of what each agent observes, by agent.
         central: space of what a centralised critic reads beside an agent's observation; None: there is none.
     """
 
@@ -41,6 +43,7 @@ class PolicyMapping:
     teams: Mapping[str, str]
     module_of: Mapping[str, str]
     central: gym.spaces.Box | None = None
+    channels: Mapping[str, Channels] = field(default_factory=dict)
 
     @property
     def modules(self) -> dict[str, str]:
@@ -78,7 +81,7 @@ def policy_mapping_of(config: RunConfig) -> PolicyMapping:
     try:
         agents = game.possible_agents
         observation_spaces, action_spaces = dict(game.observation_spaces), game.env_action_spaces
-        teams = dict(game.teams)
+        teams, channels = dict(game.teams), game.channels
         critic = config.model.critic
         central = None if critic == "own" else CentralView(game, critic).space
     finally:
@@ -89,7 +92,7 @@ def policy_mapping_of(config: RunConfig) -> PolicyMapping:
         alike = [(teams[a], observation_spaces[a], action_spaces[a]) for a in agents]
         groups = [[b for b, other in zip(agents, alike, strict=True) if other == own] for own in alike]
         module_of = dict(zip(agents, _names(groups, teams), strict=True))
-    return PolicyMapping(observation_spaces, action_spaces, teams, module_of, central)
+    return PolicyMapping(observation_spaces, action_spaces, teams, module_of, central, channels)
 
 
 def warn_of_images(mapping: PolicyMapping) -> None:

@@ -5,11 +5,15 @@ A configuration names teams; only the environment says which agents these are, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
 
+from marl_aajr.core.channels import check_channels, who_observes
 from marl_aajr.core.checks import grouped
+from marl_aajr.core.environment_values import split
 from marl_aajr.regularizers import Regularizer
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.teams import check_teams
@@ -69,12 +73,45 @@ def team_methods(config: RunConfig, mapping: PolicyMapping) -> TeamMethods:
             )
     methods = {module: by_team[teams[0]] for module, teams in of_module.items()}
     found = {module: method.regularizer(env_steps=config.env_steps) for module, method in methods.items()}
+    atla = _against(config.atla, those_of(ATLA.name), mapping.teams)
     return TeamMethods(
         methods=methods,
-        regularizers={module: each for module, each in found.items() if each is not None},
+        regularizers=_on_channels(
+            {module: each for module, each in found.items() if each is not None}, mapping, env=env
+        ),
         attack=_against(config.attack, attacked, mapping.teams),
-        atla=_against(config.atla, those_of(ATLA.name), mapping.teams),
+        atla=atla and _reaching(atla, mapping, env=env),
     )
+
+
+def _on_channels(
+    regularizers: Mapping[str, Regularizer], mapping: PolicyMapping, *, env: str
+) -> dict[str, Regularizer]:
+    """The same on the channels that they name, without modules whose agents observe none of them."""
+    agents = {m: [a for a, other in mapping.module_of.items() if other == m] for m in regularizers}
+    found = {}
+    for module, regularizer in regularizers.items():
+        observed = {agent: mapping.channels.get(agent, {}) for agent in agents[module]}
+        names = {c for each in getattr(regularizer, "members", (regularizer,)) for c in _channels_of(each)}
+        check_channels(sorted(names), mapping.channels, [*chain.from_iterable(agents.values())], env=env)
+        box, _ = split(mapping.observation_spaces[agents[module][0]])
+        held = regularizer.held_to(observed, math.prod(box.shape))
+        if held is not None:
+            found[module] = held
+    return found
+
+
+def _channels_of(regularizer: Regularizer) -> tuple[str, ...]:
+    return getattr(regularizer, "channels", None) or ()
+
+
+def _reaching(atla: ATLA, mapping: PolicyMapping, *, env: str) -> ATLA:
+    """The same against the agents that observe some of the channels that it names."""
+    if atla.channels is None:
+        return atla
+    agents = tuple(mapping.module_of if atla.agents is None else atla.agents)
+    check_channels(atla.channels, mapping.channels, agents, env=env)
+    return replace(atla, agents=who_observes(atla.channels, mapping.channels, agents))
 
 
 def _against(

@@ -18,18 +18,16 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import tree
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core import DEFAULT_MODULE_ID
-from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
+from marl_aajr.core.channels import NO_CHANNELS, Channels, held_together, who_observes
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.environment_values import agent_name, own_key, split
-from marl_aajr.core.policy import Tree
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.rllib.internals.algorithms import connectors_of, structures_of
 from marl_aajr.rllib.plugin.attacked_measures import AttackedMeasures
@@ -42,6 +40,7 @@ from marl_aajr.rllib.sampling.acting_policy import (
     FilterStatistics,
     HeldColumns,
     check_acting,
+    memory_in,
 )
 from marl_aajr.rllib.sampling.batch_env import ask
 from marl_aajr.rllib.sampling.observation_filter import Moments, ObservationNormalizer
@@ -123,7 +122,7 @@ class AttackedEpisodes(ConnectorV2):
         self._measures.step(runner, copies.epsilon if explore else 0.0)
         if not explore or not copies.epsilon or not copies.reach:
             return batch
-        for name, rows in self._attacked(episodes, copies).items():
+        for name, rows in self._attacked(runner, episodes, copies).items():
             module = rl_module[name] if isinstance(rl_module, MultiRLModule) else rl_module
             self._perturb(runner, name, module.unwrapped(), rows)
         return batch
@@ -146,21 +145,25 @@ class AttackedEpisodes(ConnectorV2):
             copies.begin(runner.num_env_steps_sampled_lifetime)
         return copies
 
-    def _attacked(self, episodes: list[Any], copies: AttackedCopies) -> dict[str, list[tuple[Any, int]]]:
+    def _attacked(
+        self, runner: Any, episodes: list[Any], copies: AttackedCopies
+    ) -> dict[str, list[tuple[Any, int]]]:
         """By module the single-agent episodes whose last observation is attacked, each with its copy."""
-        hit, chosen = copies.hit(), self._attack.agents
+        hit, chosen, channels = copies.hit(), self._attack.agents, self._attack.channels
+        known = NO_CHANNELS if channels is None else _observed(runner)
         rows: dict[str, list[tuple[Any, int]]] = defaultdict(list)
         for episode in episodes:
             copy = self._ids.index(episode.id_) if episode.id_ in self._ids else copies.reach
             if copy >= copies.reach or (hit is not None and not hit[copy]):
                 continue
             for one in self.single_agent_episode_iterator([episode]):
-                if chosen is None or agent_name(one.agent_id) in chosen:
+                agent = agent_name(one.agent_id)
+                if (chosen is None or agent in chosen) and who_observes(channels, known, [agent]):
                     rows[one.module_id or DEFAULT_MODULE_ID].append((one, copy))
         return rows
 
     def _perturb(self, runner: Any, name: str, module: TorchRLModule, rows: list[tuple[Any, int]]) -> None:
-        acting, attack = self._known(runner, name, module)
+        acting, attack = self._known(runner, name, module, [episode.agent_id for episode, _ in rows])
         assert self._copies is not None
         pieces = (piece for piece in connectors_of(runner) if isinstance(piece, ObservationNormalizer))
         known_as = rows[0][0].module_id
@@ -173,7 +176,7 @@ class AttackedEpisodes(ConnectorV2):
         clean, masks = zip(*(split(obs) for obs in observations), strict=True)
         legal = None if masks[0] is None else torch.as_tensor(np.stack(masks), device=device).bool()
         own = torch.as_tensor(np.stack(clean), dtype=torch.float32, device=device).flatten(1)
-        memory = _memory(module, [episode for episode, _ in rows], device) if acting.recurrent else None
+        memory = memory_in(module, [episode for episode, _ in rows], device) if acting.recurrent else None
         filtered = None if moments is None else FilterStatistics.of(moments, acting.width, like=own)
         own = own if filtered is None else filtered.before(own)
         epsilon = self._copies.radius(1)
@@ -196,11 +199,19 @@ class AttackedEpisodes(ConnectorV2):
         """Whether a copy's episode is played under attack."""
         return self._copies is not None and self._copies.has(copy)
 
-    def _known(self, runner: Any, name: str, module: TorchRLModule) -> tuple[ActingModule, RolloutAttack]:
-        """A module as it acts, and its attack, checked; modules may come, and be replaced."""
+    def _known(
+        self, runner: Any, name: str, module: TorchRLModule, agents: Sequence[Any] = ()
+    ) -> tuple[ActingModule, RolloutAttack]:
+        """A module as it acts, and its attack on these of its agents; modules may come, and be replaced."""
         if name not in self._acting or self._acting[name][0].module is not module:
             acting = ActingModule(module, from_space(module.action_space))
             attack = self._on_features(runner, name, module)
+            if attack.channels is not None:
+                known = _observed(runner)
+                own = {agent: known.get(agent, {}) for agent in map(agent_name, agents)}
+                held = held_together(attack, own, acting.width)
+                assert held is not None
+                attack = held
             check_acting(acting, name, attack)
             self._acting[name] = acting, attack
         return self._acting[name]
@@ -232,19 +243,19 @@ class AttackedEpisodes(ConnectorV2):
                 "marl_aajr.rllib.sampling.observation_filter"
             )
         if not isinstance(runner.module, MultiRLModule):
-            if self._attack.agents is not None:
-                raise ValueError(
-                    "expected no agents to choose from in a single-agent environment, got "
-                    f"{self._attack.agents}"
-                )
+            for name in ("agents", "channels"):
+                if (given := getattr(self._attack, name)) is not None:
+                    raise ValueError(f"expected no {name} in a single-agent environment, got {given}")
             self._known(runner, DEFAULT_MODULE_ID, runner.module.unwrapped())
             return
         ids = runner.env.envs[0].unwrapped.possible_agents
         groups: dict[str, list[str]] = defaultdict(list)
         for agent, module in ask({agent_name(i): i for i in ids}, runner.config.policy_mapping_fn).items():
             groups[module].append(agent)
-        for name in attacked_members(self._attack, {m: tuple(agents) for m, agents in groups.items()}):
-            self._known(runner, name, runner.module[name].unwrapped())
+        of_module = {module: tuple(agents) for module, agents in groups.items()}
+        for name, places in attacked_members(self._attack, of_module, _observed(runner)).items():
+            agents = [of_module[name][i] for i in places]
+            self._known(runner, name, runner.module[name].unwrapped(), agents)
 
     def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:
         return {"calls": self._calls}
@@ -257,19 +268,9 @@ class AttackedEpisodes(ConnectorV2):
         return {"calls": max(state["calls"] for state in states)}
 
 
-def _memory(module: TorchRLModule, episodes: list[Any], device: torch.device) -> Tree:
-    """The recurrent states `[N, ...]` from which the module acts next, as RLlib's connector finds them."""
-
-    def state(episode: Any) -> Any:
-        begins = episode.t_started == 0 and len(episode) == 0
-        if begins or Columns.STATE_OUT not in episode.extra_model_outputs:
-            return module.get_initial_state()
-        return episode.get_extra_model_outputs(key=Columns.STATE_OUT, indices=-1)
-
-    def column(*parts: Any) -> Tensor:
-        return torch.stack([torch.as_tensor(part, device=device) for part in parts])
-
-    found: Tree = tree.map_structure(column, *map(state, episodes))
+def _observed(runner: Any) -> Mapping[str, Channels]:
+    """What the agents of a runner's environment observe, by agent, where it says so."""
+    found: Mapping[str, Channels] = getattr(runner.env.envs[0].unwrapped, "channels", NO_CHANNELS)
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+import tree
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
@@ -212,6 +213,22 @@ def initial_memory(module: TorchRLModule, rows: Tensor) -> Tree:
         return one.expand(len(rows), *one.shape).clone()
 
     return map_tree(each, module.get_initial_state())
+
+
+def memory_in(module: TorchRLModule, episodes: list[Any], device: torch.device) -> Tree:
+    """The recurrent states `[N, ...]` from which the module acts next, as RLlib's connector finds them."""
+
+    def state(episode: Any) -> Any:
+        begins = episode.t_started == 0 and len(episode) == 0
+        if begins or Columns.STATE_OUT not in episode.extra_model_outputs:
+            return module.get_initial_state()
+        return episode.get_extra_model_outputs(key=Columns.STATE_OUT, indices=-1)
+
+    def column(*parts: Any) -> Tensor:
+        return torch.stack([torch.as_tensor(part, device=device) for part in parts])
+
+    found: Tree = tree.map_structure(column, *map(state, episodes))
+    return found
 
 
 def seen_rows(given: Tensor, width: int, filtered: Callable[[Tensor], Any] | None) -> Callable[..., Tensor]:

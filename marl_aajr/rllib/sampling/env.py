@@ -88,7 +88,7 @@ class PettingZooEnv(MultiAgentEnv):
         if self._central is not None:
             for agent, space in self.observation_spaces.items():
                 self.observation_spaces[agent] = with_state(space, self._central.space)
-        self.action_spaces = self._keyed(self.game.action_spaces)
+        self.action_spaces, self.channels = self._keyed(self.game.action_spaces), self.game.channels
         self.observation_space = spaces.Dict(self.observation_spaces)
         self.action_space = spaces.Dict(self.action_spaces)
         self.metadata = self.game.metadata

@@ -238,10 +238,11 @@ class FastEnvRunner(RunEnvRunner):
         if settings is None or not settings.ever or self.config.in_evaluation:
             return None
         groups = agent_groups(batch, module_of)
-        play = AttackedPlay(settings, groups, batch.num_envs, self._players, self.place)
+        place, channels = self.place, batch.channels
+        play = AttackedPlay(settings, groups, batch.num_envs, self._players, place, channels=channels)
         self._players.module = self.module
         for module in play.modules:
-            self._players.check_attack(module, settings)
+            self._players.check_attack(module, play.attack_on(module))
         return play
 
     def _seed_attack(self, collector: Collector) -> None:

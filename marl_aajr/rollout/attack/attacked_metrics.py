@@ -80,8 +80,7 @@ def sums_of(
 
 @torch.no_grad()
 def attack_metrics(
-    attack: RolloutAttack,
-    noted: Mapping[str, tuple[AttackedDecisions, ModuleFragment, tuple[int, ...]]],
+    noted: Mapping[str, tuple[RolloutAttack, AttackedDecisions, ModuleFragment, tuple[int, ...]]],
     *,
     reach: int,
     generator: torch.Generator | None,
@@ -89,13 +88,13 @@ def attack_metrics(
     """The sums of all modules; arguments as for `sums_of`.
 
     Args:
-        attack: The attack.
-        noted: By module: its decisions, its columns, and the places of the attacked agents among its own.
+        noted: By module: the attack on it, its decisions, its columns, and the places of the attacked agents
+            among its own.
         reach: The number of copies that may be attacked.
         generator: See `sums_of`.
     """
     total: dict[str, Tensor] = {}
-    for decisions, part, agents in noted.values():
+    for attack, decisions, part, agents in noted.values():
         inputs = part.inputs[:, list(agents), :reach].flatten(1, 2)
         for name, value in sums_of(attack, decisions, inputs, generator).items():
             total[name] = total.get(name, torch.zeros_like(value)) + value

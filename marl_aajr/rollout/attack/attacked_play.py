@@ -6,11 +6,12 @@ see is what is kept and trained on. The attack looks at a module as it is: weigh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
+from marl_aajr.core.channels import NO_CHANNELS, Channels, check_channels, held_together, who_observes
 from marl_aajr.core.policy import Tree, where_rows
 from marl_aajr.rollout.attack.attackable import AttackablePolicies
 from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
@@ -30,6 +31,7 @@ class AttackedPlay:
         num_envs: E.
         policies: Their policies.
         device: Of the batch.
+        channels: What the agents observe, by agent, where the attack is held to channels.
 
     Attributes:
         attack: The same.
@@ -46,11 +48,18 @@ class AttackedPlay:
         num_envs: int,
         policies: AttackablePolicies,
         device: torch.device,
+        *,
+        channels: Mapping[str, Channels] = NO_CHANNELS,
     ) -> None:
         attack.check_copies(num_envs)
         self.attack = attack
         self.copies = AttackedCopies(attack, num_envs, device)
-        self._members = attacked_members(attack, groups)
+        self._members = attacked_members(attack, groups, channels)
+        self._observe = {
+            module: {groups[module][i]: channels.get(groups[module][i], {}) for i in places}
+            for module, places in self._members.items()
+        }
+        self._held: dict[str, RolloutAttack] = {}
         self._policies, self._num_envs, self._device = policies, num_envs, device
         self._places: dict[tuple[str, int], Tensor] = {}
         self._decisions: dict[str, AttackedDecisions] = {}
@@ -68,6 +77,15 @@ class AttackedPlay:
     def modules(self) -> tuple[str, ...]:
         """The modules that have attacked agents."""
         return tuple(self._members)
+
+    def attack_on(self, module: str) -> RolloutAttack:
+        """The attack on what the agents of a module observe; `ValueError`: they have other channels."""
+        if module not in self._held:
+            width = self._policies.width(module)
+            attack = held_together(self.attack, self._observe[module], width)
+            assert attack is not None
+            self._held[module] = attack
+        return self._held[module]
 
     @property
     def epsilon(self) -> float:
@@ -125,7 +143,7 @@ class AttackedPlay:
         rows = self._policies.acting(module, part(given.obs), mask, self._places_of(module))
         epsilon, generator = self.copies.radius(len(agents)), self.copies.generator
         keeps = self.attack.path != "none"
-        found = self.attack.perturb(
+        found = self.attack_on(module).perturb(
             rows.policy, rows.obs, epsilon=epsilon, generator=generator, keep_path=keeps
         )
         perturbed, hit = rows.seen(rows.obs + found.delta), self._hit(len(agents))
@@ -173,7 +191,8 @@ class AttackedPlay:
         places = g * self._num_envs + e
         rows = self._policies.acting(module, given, None, places, memory[module])
         epsilon = epsilon[copies] if isinstance(epsilon, Tensor) else epsilon
-        found = self.attack.perturb(rows.policy, rows.obs, epsilon=epsilon, generator=self.copies.generator)
+        attack, generator = self.attack_on(module), self.copies.generator
+        found = attack.perturb(rows.policy, rows.obs, epsilon=epsilon, generator=generator)
         return where_rows(there, rows.seen(rows.obs + found.delta), clean)
 
     def attacks(self, module: str) -> bool:
@@ -186,9 +205,10 @@ class AttackedPlay:
             return {}
         interval = self.attack.gap_interval
         measured = interval > 0 and (self._samples - 1) % interval == 0
-        noted = {m: (self._decisions[m], parts[m], agents) for m, agents in self._members.items()}
+        noted = {
+            m: (self.attack_on(m), self._decisions[m], parts[m], own) for m, own in self._members.items()
+        }
         return attack_metrics(
-            self.attack,
             noted,
             reach=self.copies.reach,
             generator=self.copies.generator if measured else None,
@@ -208,19 +228,24 @@ class AttackedPlay:
 
 
 def attacked_members(
-    attack: RolloutAttack, groups: Mapping[str, tuple[str, ...]]
+    attack: RolloutAttack,
+    groups: Mapping[str, tuple[str, ...]],
+    channels: Mapping[str, Channels] = NO_CHANNELS,
 ) -> dict[str, tuple[int, ...]]:
     """Of each module that has some, the places of the attacked agents among its agents.
 
     Raises:
-        ValueError: Unknown agents.
+        ValueError: Unknown agents, or channels that none of them observes.
     """
     known = [agent for agents in groups.values() for agent in agents]
     if unknown := [agent for agent in attack.agents or () if agent not in known]:
         raise ValueError(
             f"expected agents out of {', '.join(known)} to attack in the rollouts, got {', '.join(unknown)}"
         )
-    chosen = known if attack.agents is None else attack.agents
+    chosen: Collection[str] = known if attack.agents is None else attack.agents
+    if attack.channels is not None:
+        check_channels(attack.channels, channels, chosen, env="the rollouts")
+        chosen = who_observes(attack.channels, channels, chosen)
     members = {
         module: tuple(i for i, agent in enumerate(agents) if agent in chosen)
         for module, agents in groups.items()
