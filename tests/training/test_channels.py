@@ -26,7 +26,7 @@ from tests.evaluation.players import network
 from tests.rllib.fast_runs import config, fragment, normalizer, runner
 from tests.training.runs import numbers, tiny
 
-LISTEN = {"name": "marl_aajr.envs.simple_speaker_listener_v4", "kwargs": {"max_cycles": 5}}
+LISTEN: dict[str, Any] = {"name": "marl_aajr.envs.simple_speaker_listener_v4", "kwargs": {"max_cycles": 5}}
 WORDS = (False,) * 8 + (True,) * 3
 """The listener's mask: what it hears."""
 
