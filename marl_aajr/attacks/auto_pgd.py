@@ -119,7 +119,8 @@ def auto_ascend(
     for k in range(steps):
         alpha = _MOMENTUM if k else 1.0
         v = gradient if preconditioner is None else gradient * preconditioner
-        z = perturbations.project(delta + step_size * step_direction(kind, v, preconditioner), obs)
+        direction = step_direction(kind, v, preconditioner, block=perturbations.block)
+        z = perturbations.project(delta + step_size * direction, obs)
         moved = delta + alpha * (z - delta) + (1 - alpha) * (delta - previous)
         previous, delta, value_before = delta, perturbations.project(moved, obs), value
         value, gradient = _evaluate(g, obs, delta, step=k + 1)

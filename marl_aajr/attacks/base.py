@@ -217,6 +217,8 @@ class Attack(ABC):
                 "flatten images, and convert integers in the environment"
             )
         obs = obs.detach()
+        if (own := self.perturbations.fitting(policy.block)) is not self.perturbations:
+            return replace(self, perturbations=own)(policy, obs, generator=generator)
         objective = self.objective_for(policy.distribution)
         with policy.fixed():
             run: Any = self.run  # which takes generators of several batches where it mixes sizes
@@ -227,11 +229,9 @@ class Attack(ABC):
 
     def at(self, epsilon: float) -> Self:
         """The same attack with another radius; itself where it has none."""
-        return (
-            self
-            if not self.sized
-            else replace(self, perturbations=replace(self.perturbations, epsilon=epsilon))
-        )
+        if not self.sized:
+            return self
+        return replace(self, perturbations=replace(self.perturbations, epsilon=epsilon))
 
     def objective_for(self, distribution: ActionDistribution) -> Objective:
         """The objective against a policy of this kind.

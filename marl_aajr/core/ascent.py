@@ -230,7 +230,7 @@ class Climb:
 
     def next_point(self, delta: Tensor, v: Tensor) -> Tensor:
         """The next perturbation δ_{t+1} = Π_Δ(δ_t + η · step(v_t))."""
-        direction = step_direction(self.step, v, self.preconditioner)
+        direction = step_direction(self.step, v, self.preconditioner, block=self.perturbations.block)
         if isinstance(self.step_size, str):
             return self._line_search(delta, direction)
         if isinstance(self.step_size, Tensor):  # a size for each row
@@ -260,15 +260,18 @@ def steepest(norm: Norm) -> Step:
     return "sign" if norm == "linf" else "normalized"
 
 
-def step_direction(step: Step, v: Tensor, preconditioner: Tensor | None) -> Tensor:
-    """The move of step size 1 from the gradient v = M ∇g, `[..., d]`."""
+def step_direction(
+    step: Step, v: Tensor, preconditioner: Tensor | None, *, block: int | None = None
+) -> Tensor:
+    """The move of step size 1 from the gradient v = M ∇g, `[..., d]`; in L2, of each block of a set."""
     if step == "raw":
         return v
     if step == "sign":
         unit = v.sign()
     else:
-        norm = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
-        unit = v / norm.clamp_min(torch.finfo(v.dtype).tiny)
+        parts = v if block is None else v.unflatten(-1, (-1, block))
+        norm = torch.linalg.vector_norm(parts, dim=-1, keepdim=True)
+        unit = (parts / norm.clamp_min(torch.finfo(v.dtype).tiny)).view_as(v)
     return unit if preconditioner is None else unit * preconditioner
 
 

@@ -38,11 +38,16 @@ class Policy(ABC):
             one pass leaves no trace, and any other gives the same.
         layers: the layers from observations `[B, d]` to distribution inputs before a mask, which bounds go
             through; None: there is more to it.
+        block: e, where observations are embedded words, `[B, ..., L·e]`, each with a radius of its own; None:
+            they are not.
+        tokens: those words in each row, `[B, L]` integers.
     """
 
     critic: Callable[[Tensor], Tensor] | None = None
     network: nn.Module | None = None
     layers: nn.Module | None = None
+    block: int | None = None
+    tokens: Tensor | None = None
 
     def __init__(self, distribution: ActionDistribution) -> None:
         self.distribution = distribution
@@ -73,6 +78,15 @@ class Policy(ABC):
     def parameters(self) -> list[Tensor]:
         """The trained parameters of f; empty where they are not known."""
         return []
+
+    @property
+    def embeddings(self) -> Tensor:
+        """What each word of the vocabulary becomes, `[V, e]`, for a policy that reads words."""
+        raise ValueError(f"expected a policy that reads words, got {type(self).__name__}, which does not")
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """The observations of words `[B, L]`, `[B, L·e]`, of a policy that reads words."""
+        return self.embeddings[tokens].flatten(-2)
 
     def select(self, index: Tensor) -> Self:
         """The same policy for the rows `index [B']` only."""

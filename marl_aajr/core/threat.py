@@ -8,20 +8,19 @@ with p = ∞ or 2. Where s itself lies outside its bounds, the bound is widened 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
 from math import inf, isfinite
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
+from marl_aajr.core.balls import feature_values, in_ball, project_ellipsoid
 from marl_aajr.core.channels import check_channel_names
-from marl_aajr.core.checks import one_of
+from marl_aajr.core.checks import one_of, whole
 from marl_aajr.core.seeds import Randomness, drawn
 
 Norm = Literal["linf", "l2"]
-_BISECTIONS = 60
 _TOLERANCE = 1e-4
 
 
@@ -36,6 +35,9 @@ class PerturbationSet:
         scale: per feature, the size of one unit, > 0; None: 1.
         low: lower bound of `s + δ`, a number or one per feature; None: none.
         high: upper bound of `s + δ`; None: none.
+        block: e, where an observation is a row of vectors of e features, such as the embeddings of words: ε
+            is the radius of each vector, and mask and scale may have one value for each of them, too. None:
+            that of the policy (`Policy.block`), which for most is a vector as a whole.
         channels: names of the features that the adversary can touch. An environment says which they are
             (`marl_aajr.core.channels.held`), and until then the set cannot be used; None: all.
     """
@@ -46,6 +48,7 @@ class PerturbationSet:
     scale: tuple[float, ...] | None = None
     low: float | tuple[float, ...] | None = None
     high: float | tuple[float, ...] | None = None
+    block: int | None = None
     channels: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -67,6 +70,12 @@ class PerturbationSet:
         if self.scale is not None and min(self.scale) <= 0:
             raise ValueError(f"expected scales > 0, got {min(self.scale)}; use mask to fix a feature")
         check_channel_names(self.channels)
+        if self.block is not None:
+            whole("block", self.block)
+
+    def fitting(self, block: int | None) -> Self:
+        """The set with this `block`, where it has none of its own."""
+        return self if block is None or self.block is not None else replace(self, block=block)
 
     @property
     def _unlimited(self) -> bool:
@@ -93,17 +102,19 @@ class PerturbationSet:
     def preconditioner(self, like: Tensor) -> Tensor | None:
         """M = mask · scale as `[d]`, or None where it is the identity."""
         mask = self._free(like)
-        scale = None if self.scale is None else _features(self.scale, "scale", like)
+        scale = None if self.scale is None else self._features(self.scale, "scale", like)
         if mask is None or scale is None:
             return scale if mask is None else mask
         return mask * scale
 
     def size(self, delta: Tensor) -> Tensor:
-        """‖δ / scale‖ in the set's norm, `[...]`."""
-        scaled = delta if self.scale is None else delta / _features(self.scale, "scale", delta)
+        """‖δ / scale‖ in the set's norm, the largest of its blocks, `[...]`."""
+        scaled = delta if self.scale is None else delta / self._features(self.scale, "scale", delta)
         if self.norm == "linf":
             return scaled.abs().amax(-1)
-        return torch.linalg.vector_norm(scaled, dim=-1)
+        if self.block is None:
+            return torch.linalg.vector_norm(scaled, dim=-1)
+        return torch.linalg.vector_norm(self._blocks(scaled), dim=-1).amax(-1)
 
     def contains(self, delta: Tensor, obs: Tensor) -> Tensor:
         """Whether δ lies in Δ(obs), up to rounding, `[...]` bool; False for non-finite rows."""
@@ -132,10 +143,17 @@ class PerturbationSet:
         (low, high), radius = self._interval(obs), self.radius(delta)
         if (free := self._free(delta)) is not None:
             delta = delta * free
+        if self.block is not None:
+            delta = self._blocks(delta)
+            radius = radius.unsqueeze(-1) if isinstance(radius, Tensor) else radius
         if low is None and high is None and self.scale is None:
             norm = torch.linalg.vector_norm(delta, dim=-1, keepdim=True)
-            return delta * (radius / norm.clamp_min(radius))
-        return self._project_ellipsoid(delta, low, high)
+            nearest = delta * (radius / norm.clamp_min(radius))
+        else:
+            scale = self._blocks(self._features(1.0 if self.scale is None else self.scale, "scale", obs))
+            low, high = (None if bound is None else self._blocks(bound) for bound in (low, high))
+            nearest = project_ellipsoid(delta, low, high, scale=scale, radius=radius)
+        return nearest if self.block is None else nearest.flatten(-2)
 
     def semi_axes(self, like: Tensor) -> Tensor:
         """ε · mask · scale, the furthest that each feature moves, `[d]` or of each row `[..., d]`."""
@@ -158,13 +176,29 @@ class PerturbationSet:
         """A random point of the unit ball."""
         if self.norm == "linf":
             return torch.empty_like(like).uniform_(-1, 1, generator=generator)
-        unit = torch.empty_like(like).normal_(generator=generator)
-        if (mask := self._free(like)) is not None:
+        unit, mask = torch.empty_like(like).normal_(generator=generator), self._free(like)
+        if mask is not None:
             unit = unit * mask
-        free = like.shape[-1] if self.mask is None else sum(self.mask)
-        radius = torch.empty(like.shape[:-1], dtype=like.dtype, device=like.device)
-        radius = radius.uniform_(generator=generator).pow(1 / free).unsqueeze(-1)
-        return radius * unit / torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
+        if self.block is not None:
+            # A block that is held as a whole has length 0.
+            free = None if mask is None else self._blocks(mask.expand_as(like)).sum(-1).clamp_min(1)
+            return in_ball(
+                self._blocks(unit), self.block if free is None else free, generator=generator
+            ).flatten(-2)
+        return in_ball(unit, like.shape[-1] if self.mask is None else sum(self.mask), generator=generator)
+
+    def _blocks(self, features: Tensor) -> Tensor:
+        """`[..., d]` as `[..., d / e, e]`, where the set has blocks; a number stays one."""
+        return (
+            features if self.block is None or not features.ndim else features.unflatten(-1, (-1, self.block))
+        )
+
+    def _features(self, values: float | Sequence[float], name: str, like: Tensor) -> Tensor:
+        """Values for the features of an observation: one for all, or for each, or for each block."""
+        several = not isinstance(values, int | float)
+        if several and self.block is not None and len(values) * self.block == like.shape[-1]:  # type: ignore[arg-type]
+            values = tuple(value for value in values for _ in range(self.block))  # type: ignore[union-attr]
+        return feature_values(values, name, like)
 
     def squash(self, action: Tensor, obs: Tensor) -> Tensor:
         """The perturbation that a learned adversary's action in [−1, 1]^d stands for, `[..., d]`.
@@ -183,7 +217,7 @@ class PerturbationSet:
                 f"expected to know which features {', '.join(self.channels)} are, got the names alone; play "
                 "in an environment that has these channels, or give a mask"
             )
-        return None if self.mask is None else _features(self.mask, "mask", like)
+        return None if self.mask is None else self._features(self.mask, "mask", like)
 
     def _scaled(self, unit: Tensor, obs: Tensor) -> Tensor:
         if (preconditioner := self.preconditioner(obs)) is not None:
@@ -192,29 +226,9 @@ class PerturbationSet:
 
     def _interval(self, obs: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Bounds of δ, widened to contain 0."""
-        low = None if self.low is None else (_features(self.low, "low", obs) - obs).clamp_max(0)
-        high = None if self.high is None else (_features(self.high, "high", obs) - obs).clamp_min(0)
+        low = None if self.low is None else (self._features(self.low, "low", obs) - obs).clamp_max(0)
+        high = None if self.high is None else (self._features(self.high, "high", obs) - obs).clamp_min(0)
         return low, high
-
-    def _project_ellipsoid(self, x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
-        scale, radius = _features(1.0 if self.scale is None else self.scale, "scale", x), self.radius(x)
-
-        def at(multiplier: Tensor) -> Tensor:
-            point = x / (1 + multiplier / scale.square())
-            return point if low is high is None else point.clamp(low, high)
-
-        def too_long(point: Tensor) -> Tensor:
-            return torch.linalg.vector_norm(point / scale, dim=-1, keepdim=True) > radius
-
-        # ‖x/(1 + μ/s²) / s‖ ≤ max(s) ‖x‖ / μ: at this μ the point is inside the ball.
-        upper = torch.linalg.vector_norm(x, dim=-1, keepdim=True) * scale.amax() / radius
-        lower = torch.zeros_like(upper)
-        upper = torch.where(too_long(at(lower)), upper, 0)
-        for _ in range(_BISECTIONS):
-            middle = (lower + upper) / 2
-            outside = too_long(at(middle))
-            lower, upper = torch.where(outside, middle, lower), torch.where(outside, upper, middle)
-        return at(upper)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,19 +287,3 @@ class PerturbationSets(PerturbationSet):
 
     def repeat(self, count: int) -> PerturbationSets:
         return self.of(self, self.epsilon.repeat(count, 1))
-
-
-def _features(values: float | Sequence[float], name: str, like: Tensor) -> Tensor:
-    tensor = _constant(values if isinstance(values, float | int) else tuple(values), like.dtype, like.device)
-    if tensor.ndim and tensor.shape[-1] != like.shape[-1]:
-        raise ValueError(
-            f"expected {like.shape[-1]} features in {name}, got {tensor.shape[-1]}; "
-            "give one value per observation feature"
-        )
-    return tensor
-
-
-@lru_cache(maxsize=256)
-def _constant(values: float | tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Kept per device, so that no minibatch copies a constant to the accelerator again."""
-    return torch.tensor(values, dtype=dtype, device=device)

@@ -20,7 +20,8 @@ from marl_aajr.evaluation.admission import check_attack, settle_units
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.prepared_attack import prepare, reachable
 from marl_aajr.victims import Victim
-from marl_aajr.victims.stepper import DecisionBatch, Stepper, one_copy
+from marl_aajr.victims.one_game import one_copy
+from marl_aajr.victims.stepper import DecisionBatch, Stepper
 
 
 @dataclass

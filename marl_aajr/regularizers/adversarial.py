@@ -141,6 +141,10 @@ class Perturbing(ObservationRegularizer):
         limits = {name: getattr(self, name) for name in names}
         return PerturbationSet(epsilon=value_at(self.epsilon, timestep), **limits)
 
+    def around(self, sample: Sample, timestep: float) -> PerturbationSet:
+        """Δ for the observations of a sample: around each of their words, where they are embedded words."""
+        return self.perturbations(timestep).fitting(sample.policy.block)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(Perturbing):
@@ -202,7 +206,7 @@ class Adversarial(Perturbing):
             sample.policy,
             sample.obs,
             self.adversary,
-            self.perturbations(context.timestep),
+            self.around(sample, context.timestep),
             steps=self.steps,
             step_size=self.step_size_at(context.timestep),
             step=self.step,
@@ -215,7 +219,7 @@ class Adversarial(Perturbing):
 
     def starting_points(self, sample: Sample, context: Context) -> Tensor:
         """δ_0 of each row, `[B, ..., d]`."""
-        objective, perturbations = self.adversary, self.perturbations(context.timestep)
+        objective, perturbations = self.adversary, self.around(sample, context.timestep)
 
         def draw(obs: Tensor) -> Tensor:
             return starting_point(

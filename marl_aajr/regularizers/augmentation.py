@@ -152,7 +152,7 @@ class NoiseAugmentation(Perturbing):
         require({"policy_loss"}, offers, self.name)
 
     def loss_term(self, sample: Sample, context: Context) -> LossTerm:
-        draw = partial(self.perturbations(context.timestep).sample, generator=context.generator)
+        draw = partial(self.around(sample, context.timestep).sample, generator=context.generator)
         return _weighted(perturbed_loss(sample, sample.draw(draw)), self.noise_weight, context)
 
 

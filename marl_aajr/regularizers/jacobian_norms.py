@@ -68,7 +68,7 @@ class JacobianNorm(JacobianPenalty):
         """z without the features that the adversary cannot touch."""
         if self.mask is None and self.channels is None:
             return directions
-        preconditioner = self.perturbations(0).preconditioner(sample.obs)
+        preconditioner = self.around(sample, 0).preconditioner(sample.obs)
         assert preconditioner is not None
         return torch.where(preconditioner > 0, directions, 0.0)
 

@@ -27,14 +27,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, MultiCategorical
-from marl_aajr.core.environment_values import ACTION_MASK, as_array, legal_actions
-from marl_aajr.core.flat_observations import FlatBox, own_part
 from marl_aajr.core.seeds import Streams
+from marl_aajr.core.token_network import TokenNetwork
 from marl_aajr.victims.recurrent import Memory, State
 from marl_aajr.victims.victim import Victim
 from marl_aajr.victims.victim_policy import VictimPolicy
@@ -122,10 +120,14 @@ class Stepper:
             rows = {agent: copies for agent, copies in rows.items() if len(copies)}
             if not rows:
                 continue
-            inputs = torch.cat([self.victim.inputs(a, obs[a][copies]) for a, copies in rows.items()])
+            seen = {agent: obs[agent][copies] for agent, copies in rows.items()}
+            inputs = torch.cat([self.victim.inputs(*each) for each in seen.items()])
+            tokens = None
+            if isinstance(self.victim.modules[self.victim.module_of[group[0]]], TokenNetwork):
+                tokens = torch.cat([part.flatten(1) for part in seen.values()]).long()
             masks = {agent: mask for agent in rows if (mask := (action_mask or {}).get(agent)) is not None}
             legal = torch.cat([mask[rows[agent]] for agent, mask in masks.items()]) if masks else None
-            policy = self._policy(group[0], legal, self.memory.recall(rows))
+            policy = self._policy(group[0], legal, self.memory.recall(rows), tokens)
             batches.append(DecisionBatch(rows, policy, inputs))
         return batches
 
@@ -165,45 +167,15 @@ class Stepper:
             return {agent: self.victim.greedy(agent, outputs) for agent, outputs in answers.items()}
         return {agent: self.victim.to_environment(agent, a) for agent, a in sampler(answers).items()}
 
-    def _policy(self, agent: str, legal: Tensor | None, state: State | None) -> VictimPolicy:
+    def _policy(
+        self, agent: str, legal: Tensor | None, state: State | None, tokens: Tensor | None
+    ) -> VictimPolicy:
         """The policy of this step's rows, which is made once where they have nothing of their own."""
-        if legal is not None or state is not None:
-            return self.victim.policy(agent, action_mask=legal, state=state)
+        if any(column is not None for column in (legal, state, tokens)):
+            return self.victim.policy(agent, action_mask=legal, state=state, tokens=tokens)
         if agent not in self._policies:
             self._policies[agent] = self.victim.policy(agent)
         return self._policies[agent]
-
-
-def one_copy(
-    victim: Victim, seen: Mapping[str, Any], infos: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Tensor | None]]:
-    """PettingZoo's observations of one game as observations `[1, *shape]` and action masks `[1, m]` by agent.
-
-    Args:
-        victim: plays the agents.
-        seen: agent -> an array, or a dict of one and its `action_mask`.
-        infos: agent -> what may hold an `action_mask`, too; that of an observation comes first.
-
-    Raises:
-        ValueError: an observation or a mask of another form.
-    """
-    obs: dict[str, Tensor] = {}
-    legal: dict[str, Tensor | None] = {}
-    for agent, given in seen.items():
-        space = victim.observation_spaces[agent]
-        own, mask = own_part(given)
-        if mask is None and isinstance(info := infos.get(agent), Mapping):
-            mask = info.get(ACTION_MASK)
-        try:
-            # An attack may have moved integers off their places.
-            own = space.vector(own) if isinstance(space, FlatBox) else own
-            array = as_array(own, space.shape or (), np.result_type(space.dtype or np.float32, np.float32))
-            count = victim.distribution(agent).num_inputs
-            legal[agent] = None if mask is None else torch.from_numpy(legal_actions(mask, count)).bool()[None]
-        except ValueError as reason:
-            raise ValueError(f"the observation of agent {agent!r} {reason}") from None
-        obs[agent] = torch.from_numpy(array)[None]
-    return obs, legal
 
 
 def _copies(obs: Tensor, active: Tensor | None) -> Tensor:

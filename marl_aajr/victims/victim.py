@@ -17,11 +17,11 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import ActionDistribution, env_action_map, from_space
-from marl_aajr.core.environment_values import agent_name, as_action, named
+from marl_aajr.core.environment_values import named
+from marl_aajr.core.token_network import TokenNetwork
 from marl_aajr.victims.filters import ObservationFilter, same_filter
-from marl_aajr.victims.recurrent import Memory, State, is_recurrent
+from marl_aajr.victims.recurrent import Memory, is_recurrent
 from marl_aajr.victims.spaces import AgentSpaces, by_network, check_agents, check_masks_are_named
 from marl_aajr.victims.victim_policy import VictimPolicy, check_network, frozen
 
@@ -132,28 +132,31 @@ class Victim:
         """A memory for recurrent policies in E copies of a game, at the beginning of its episodes."""
         return Memory({agent: self.modules[name] for agent, name in self.module_of.items()}, num_envs)
 
-    def policy(
-        self, agent: str, *, action_mask: Tensor | None = None, state: State | None = None
-    ) -> VictimPolicy:
+    def policy(self, agent: str, **columns: Any) -> VictimPolicy:
         """The policy of an agent, on network inputs `[B, d]` (see `inputs`).
 
         Args:
             agent: one of `agents`; agents of one module have the same policy.
-            action_mask: legal actions of each row, `[B, m]` bool.
-            state: of a recurrent policy in each row, from `memory`.
+            columns: what each row has of its own, of `VictimPolicy`: `action_mask` (legal actions), `state`
+                (of a recurrent policy, from `memory`) and `tokens` (of one that reads words).
         """
         module_id = self.module_of[agent]
         return VictimPolicy(
             self.modules[module_id],
             self.distributions[module_id],
             shape=self.observation_spaces[agent].shape or (),
-            action_mask=action_mask,
             critic=self.critics.get(module_id),
-            state=state,
+            **columns,
         )
 
     def inputs(self, agent: str, obs: Tensor) -> Tensor:
-        """The inputs of an agent's network: filtered, float32, flat; `[B, *shape] -> [B, d]`."""
+        """The inputs of an agent's network: filtered, float32, flat; `[B, *shape] -> [B, d]`.
+
+        Words are embedded, `[B, L·e]`.
+        """
+        network = self.modules[self.module_of[agent]]
+        if isinstance(network, TokenNetwork):
+            return network.embed(obs.flatten(1).long())
         if (observed := self.filters.get(agent)) is not None:
             obs = observed(obs)
         return obs.float().flatten(1)
@@ -195,23 +198,9 @@ class Victim:
         Example:
             >>> obs, rewards, *_ = env.step(victim.act(obs))
         """
-        from marl_aajr.victims.stepper import GeneratorSampler, Stepper, one_copy
+        from marl_aajr.victims.one_game import act
 
-        if memory is None and self.recurrent:
-            raise ValueError(
-                "expected a memory for a recurrent victim, got none; take memory = victim.memory() when an "
-                "episode begins, and act(obs, memory=memory)"
-            )
-        own = {agent_name(agent): agent for agent in obs}
-        for name in own:
-            one_of("agents in obs", name, self.action_spaces)
-        # Each agent decides by itself, so that its action does not depend, to the last bit, on who else acts.
-        stepper = Stepper(self, memory or self.memory(), groups=[[agent] for agent in own])
-        kinds = {agent: self.distribution(agent) for agent in own}
-        sampler = None if generator is None else GeneratorSampler(kinds, 1, generator)
-        seen, legal = one_copy(self, named(obs), named(infos or {}))
-        actions = stepper.act(stepper.see(seen, action_mask=legal), sampler)
-        return {own[a]: as_action(chosen[0].numpy(), self.action_spaces[a]) for a, chosen in actions.items()}
+        return act(self, obs, infos or {}, generator=generator, memory=memory)
 
     @staticmethod
     def from_policies(

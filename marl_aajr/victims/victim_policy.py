@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from marl_aajr.core.distributions import ActionDistribution, DiagGaussian, from_space
 from marl_aajr.core.mlp import PlainMLP
 from marl_aajr.core.policy import Policy, autograd_vjp, leaves, map_tree
+from marl_aajr.core.token_network import TokenNetwork
 from marl_aajr.victims.recurrent import State, initial_state, is_recurrent
 
 
@@ -30,6 +31,7 @@ class VictimPolicy(Policy):
         action_mask: legal actions, `[B, m]` bool; None: all. Forbidden logits become the dtype's minimum.
         critic: a network `[B, *shape] -> [B, 1]` or `[B]` of what this policy will earn; None: none.
         state: of a recurrent module, before this decision, `[B, ...]`.
+        tokens: the words that a `TokenNetwork` reads, `[B, L]`; its inputs are these, embedded.
 
     Attributes:
         module: the network.
@@ -45,6 +47,7 @@ class VictimPolicy(Policy):
         action_mask: Tensor | None = None,
         critic: nn.Module | None = None,
         state: State | None = None,
+        tokens: Tensor | None = None,
     ) -> None:
         super().__init__(distribution)
         if action_mask is not None:
@@ -52,6 +55,8 @@ class VictimPolicy(Policy):
         self.action_mask = action_mask
         self.module = module
         self._shape, self._critic, self._state = shape, critic, state
+        self.tokens = tokens
+        self.block = module.embeddings.shape[-1] if isinstance(module, TokenNetwork) else None
         self._mlp = _WrittenOut.of(module, shape)
         self._recurrent = is_recurrent(module)
         # Some modules do more with the mask than to forbid actions; they ask for it.
@@ -75,6 +80,10 @@ class VictimPolicy(Policy):
                     "memory = victim.memory(num_envs), and give policy() what it recalls"
                 )
             outputs, state = self.module(obs.reshape(-1, *self._shape), self._state, **self._legal)
+        elif isinstance(self.module, TokenNetwork):
+            if self.tokens is None:
+                raise ValueError("expected the words of a policy that reads them, got none; pass tokens=")
+            outputs = self.module.at(obs, self.tokens)
         elif self._mlp is not None and not torch.is_grad_enabled():
             outputs = self._mlp(obs)
         else:
@@ -85,6 +94,12 @@ class VictimPolicy(Policy):
         if self.action_mask is None:
             return outputs
         return outputs.masked_fill(~self.action_mask, torch.finfo(outputs.dtype).min)
+
+    @property
+    def embeddings(self) -> Tensor:
+        if not isinstance(self.module, TokenNetwork):
+            return super().embeddings
+        return self.module.embeddings / self.module.unit
 
     def next_state(self, obs: Tensor) -> State | None:
         """The state after a decision on inputs `[B, d]`; None of a policy that has none."""
@@ -121,7 +136,7 @@ class VictimPolicy(Policy):
     @property
     def _fixed(self) -> dict[str, Any]:
         """The tensors that each row has of its own."""
-        columns = {"action_mask": self.action_mask, "state": self._state}
+        columns = {"action_mask": self.action_mask, "state": self._state, "tokens": self.tokens}
         return {name: column for name, column in columns.items() if column is not None}
 
 
