@@ -225,7 +225,7 @@ class Attack(ABC):
             proposed: Tensor = run(policy, obs.clone(), generator=generator).detach()
             self._verify(proposed, obs)
             delta = self.perturbations.project(proposed, obs)
-            return self._evaluate(policy, obs, delta, objective)
+            return self._evaluate(policy.redrawn(), obs, delta, objective)
 
     def at(self, epsilon: float) -> Self:
         """The same attack with another radius; itself where it has none."""

@@ -27,6 +27,7 @@ from marl_aajr.core.mlp import opened
 from marl_aajr.core.threat import PerturbationSet, PerturbationSets
 from marl_aajr.victims.layers import ClipLogStd, FreeLogStd
 from marl_aajr.victims.recurrent import Recurrent
+from marl_aajr.victims.smoothing import SmoothedPolicy
 from marl_aajr.victims.victim_policy import VictimPolicy
 
 UNIT = torch.finfo(torch.float32).eps / 2
@@ -167,6 +168,10 @@ def bounded(policy: VictimPolicy) -> BoundedMLP:
     Raises:
         ValueError: a layer that cannot be bounded, or a network that does more with a mask than to forbid.
     """
+    if isinstance(policy, SmoothedPolicy):
+        raise ValueError(
+            "expected a policy that decides by one pass to bound, got one that votes under noise"
+        )
     if getattr(policy.module, "reads_action_mask", False):
         raise ValueError(
             f"expected a network of observations alone to bound, got a {type(policy.module).__name__}, which "

@@ -52,6 +52,7 @@ HELP = guide(
     "marl-aajr evaluate runs/study-3 --attack dropout --vary kwargs.mass=0.5,1,2",
     "marl-aajr evaluate runs/tag-3 --team adversary --opponent runs/tag-7",
     "marl-aajr evaluate runs/study-3 --budget agents=1,steps=5,timing=strategic",
+    "marl-aajr evaluate runs/study-3 --attack pgd --norm l2 --smoothing 0.1:100",
     "marl-aajr evaluate runs/study-3 --suite full --json > result.json",
     "marl-aajr evaluate checkpoint_000010 --env simple_spread_v3 --units raw",
 ) + sample("What --json prints, among others:", JSON)
@@ -59,9 +60,10 @@ HELP = guide(
 SETTINGS = options(
     "marl_aajr.evaluation.protocol.Protocol",
     "suite attacks epsilons units norm channels budget weakest_link episodes selection_episodes actions seed "
-    "team agents replace vary workers",
+    "team agents smoothing replace vary workers",
     flags={"attacks": "--attack", "epsilons": "--epsilon", "channels": "--channel"},
     metavars={
+        "smoothing": "SIGMA:SAMPLES",
         "suite": "NAME|FILE.yaml",
         "budget": "KEY=VALUE,…",
         "replace": "KIND[:AGENT,…]",

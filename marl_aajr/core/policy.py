@@ -96,6 +96,10 @@ class Policy(ABC):
         """The same policy for `count` copies of the batch, one after the other: `[count · B, ...]`."""
         return self if count == 1 else self.changed(lambda column: torch.cat([column] * count))
 
+    def redrawn(self) -> Self:
+        """The same policy with new random numbers, where it has some of its own, as it will decide."""
+        return self
+
     def changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same policy with all that a row has of its own changed, column `[B, ...]` by column."""
         return self

@@ -31,7 +31,7 @@ from marl_aajr.evaluation.variations import admitted_variations
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import SAID, announce, choose_agents
 from marl_aajr.training.run_directory import RunDirectory
-from marl_aajr.victims import Victim
+from marl_aajr.victims import SmoothedVictim, Victim, smoothed
 from marl_aajr.victims.spaces import check_match, check_victim
 
 Folders = Sequence[Path | str] | Mapping[str, Path | str]
@@ -170,9 +170,12 @@ def _played(
     env = make_batch(spec, min(protocol.num_envs, suite.episodes), flat=True)
     with closing(env):
         check_match(victim, env)
-        admission.check_actions(suite, victim)
         named = admission.named_agents(protocol.agents, suite.budget)
         members = choose_agents(env.teams, protocol.team, named)
+        if protocol.smoothing is not None:
+            team = [agent for agent in victim.agents if env.teams[agent] == env.teams[members[0]]]
+            victim = smoothed(victim, protocol.smoothing, agents=team)
+        admission.check_actions(suite, victim)
         announce(spec.name, env.teams, attacked=env.teams[members[0]])
         admission.check_budget(suite.budget, victim, members)
         chosen, skipped = admission.admitted(
@@ -209,6 +212,7 @@ def _played(
             agents=tuple(members),
             suite=suite.name,
             units=evaluator.units,
+            smoothing=victim.smoothing if isinstance(victim, SmoothedVictim) else None,
             seed=protocol.seed,
             num_envs=env.num_envs,
             results=rows,

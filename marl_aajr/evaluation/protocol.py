@@ -25,10 +25,12 @@ from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.variations import read_variations
 from marl_aajr.training.fields import AgentNames, Count, Positive, Section, Whole, once, some, validated
 from marl_aajr.training.files import Key, load_yaml
+from marl_aajr.victims.smoothing import Smoothing, as_smoothing
 
 _FILE = "suites.yaml"
 _REQUIRED = ("summary", "episodes", "selection_episodes", "actions", "units", "epsilons", "attacks")
 
+SmoothingText = Annotated[str | InstanceOf[Smoothing], AfterValidator(as_smoothing)]
 Sizes = Annotated[tuple[Positive, ...], AfterValidator(once)]
 ChannelNames = Annotated[tuple[str, ...], AfterValidator(once)]
 Variations = Annotated[tuple[str, ...], AfterValidator(read_variations)]
@@ -115,6 +117,9 @@ class Protocol(Section):
             its own. In Python also `Replacement` values.
         vary: arguments of the environment to play with other values, clean: `kwargs.mass=0.5,1,2`, or
             `kwargs.mass=0.5:2:4` for four values; each is a row, on the same seeds; empty: the suite's.
+        smoothing: let the team vote under Gaussian noise: `SIGMA:SAMPLES`, σ in the units of the environment
+            and votes for each decision, such as `0.1:100` (randomised smoothing); None: it plays as it is.
+            Each pass through its networks costs as many.
         num_envs: copies played side by side. Of E copies episode i is number i // E of copy i mod E, and is
             seeded as such, so compare evaluations of the same E only.
         workers: processes that share the rows, this one among them; None: one a core where it takes long.
@@ -138,6 +143,7 @@ class Protocol(Section):
     agents: AgentNames | None = None
     replace: tuple[str | InstanceOf[Replacement], ...] = ()
     vary: Variations = ()
+    smoothing: SmoothingText | None = None
     num_envs: Count = 50
     workers: Count | None = None
 

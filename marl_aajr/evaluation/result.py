@@ -40,6 +40,7 @@ from marl_aajr.evaluation.outcomes import (
 )
 from marl_aajr.evaluation.threats import ThreatOutcome
 from marl_aajr.evaluation.worst_attack import WorstAttack
+from marl_aajr.victims.smoothing import ReadSmoothing
 
 Verdict = Literal["pass", "warn", "fail"]
 
@@ -179,6 +180,7 @@ class Evaluation(ResultModel):
         units: of ε.
         norm: of ε.
         channels: the channels of observations that the attacks are held to; empty: all.
+        smoothing: the noise under which the team votes; None: it plays as it is.
         seed: of the episodes and of the attacks.
         episodes: how many, for each row.
         selection_episodes: how many others the worst attacks were chosen on.
@@ -199,6 +201,7 @@ class Evaluation(ResultModel):
     units: Units
     norm: Norm = "linf"
     channels: tuple[str, ...] = ()
+    smoothing: ReadSmoothing | None = None
     seed: int
     episodes: int = Field(ge=1)
     selection_episodes: int = 0

@@ -103,6 +103,8 @@ def file_name(evaluation: Evaluation) -> str:
     asked = evaluation.model_dump(mode="json", include=names)
     asked["actions"] = [result.actions for result in evaluation.results]
     asked["attacks"] = [row.attack.model_dump(mode="json") for row in evaluation.attacks]
+    if evaluation.smoothing is not None:
+        asked["smoothing"] = str(evaluation.smoothing)
     if threats := evaluation.results[0].threats:
         asked["threats"] = [row.asked for row in threats]
     by = {"kind", "agents", "source"}

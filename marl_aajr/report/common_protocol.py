@@ -41,12 +41,16 @@ class CommonProtocol:
     num_envs: int
     norm: str
     channels: tuple[str, ...]
+    smoothing: str
 
     @classmethod
     def of(cls, evaluation: Evaluation) -> CommonProtocol:
         """The protocol that an evaluation followed."""
         same = ("episodes", "seed", "actions", "level", "units", "num_envs", "norm", "channels")
-        return cls(Task.of(evaluation), **{name: getattr(evaluation, name) for name in same})
+        smoothing = str(evaluation.smoothing or "")
+        return cls(
+            Task.of(evaluation), **{name: getattr(evaluation, name) for name in same}, smoothing=smoothing
+        )
 
     def __str__(self) -> str:
         parts = (
@@ -57,6 +61,7 @@ class CommonProtocol:
             f"ε in {self.units} units",
             f"ε in the {self.norm.upper()} norm" if self.norm != "linf" else "",
             f"attacks on {listing(self.channels)}" if self.channels else "",
+            f"smoothing {self.smoothing}" if self.smoothing else "",
         )
         return ", ".join(filter(None, parts))
 

@@ -83,6 +83,7 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
     common += _each("--vary", _varied(evaluation))
     common += ["--norm", evaluation.norm] if evaluation.norm != "linf" else []
     common += _each("--channel", evaluation.channels)
+    common += ["--smoothing", str(evaluation.smoothing)] if evaluation.smoothing else []
     surrogates = (row.attack.source for row in evaluation.attacks if row.attack.access == "surrogate")
     common += _each("--surrogate", [_known(name, renamed) for name in dict.fromkeys(surrogates)])
     controls = [row for row in evaluation.adversarial_agents if row.kind in CONTROLS]

@@ -6,6 +6,7 @@ from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.layers import LAYERS, ChannelsFirst, ChannelsLast, ClipLogStd, FreeLogStd
 from marl_aajr.victims.portable import fingerprint
 from marl_aajr.victims.recurrent import Memory, Recurrent
+from marl_aajr.victims.smoothing import SmoothedVictim, Smoothing, smoothed
 from marl_aajr.victims.victim import Victim
 from marl_aajr.victims.victim_policy import VictimPolicy
 
@@ -18,7 +19,10 @@ __all__ = [
     "Memory",
     "ObservationFilter",
     "Recurrent",
+    "SmoothedVictim",
+    "Smoothing",
     "Victim",
     "VictimPolicy",
     "fingerprint",
+    "smoothed",
 ]

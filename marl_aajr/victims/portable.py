@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from marl_aajr.core.flat_observations import FlatBox
 from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.layers import build, describe, flatten
+from marl_aajr.victims.smoothing import SmoothedVictim, Smoothing, smoothed
 from marl_aajr.victims.victim import Victim
 
 FORMAT = "marl_aajr.victim"
@@ -83,7 +85,7 @@ def fingerprint(victim: Victim) -> str:
     How a description words the rest may change with versions of this library, and is left out.
     """
     _, numbers = _contents(victim)
-    players = json.dumps(list(victim.module_of.items()))
+    players = json.dumps([*victim.module_of.items(), *_smoothing(victim).items()])
     return hashlib.sha256(players.encode() + numbers).hexdigest()
 
 
@@ -107,12 +109,20 @@ def _contents(victim: Victim) -> tuple[str, bytes]:
         ],
         **{kind: {name: describe(net) for name, net in own.items()} for kind, own in networks.items()},
         **{name: getattr(victim, name) for name in _FLAGS},
+        **_smoothing(victim),
         "sha256": hashlib.sha256(numbers).hexdigest(),
     }
     try:
         return json.dumps(description, indent=1, allow_nan=False), numbers
     except TypeError as error:
         raise ValueError(f"expected env_kwargs of JSON values, got {victim.env_kwargs} ({error})") from None
+
+
+def _smoothing(victim: Victim) -> dict[str, Any]:
+    """The entry of a victim that votes; nothing of others."""
+    if not isinstance(victim, SmoothedVictim):
+        return {}
+    return {"smoothing": {"agents": list(victim.voters), **asdict(victim.smoothing)}}
 
 
 def _numbers(victim: Victim, networks: Mapping[str, Mapping[str, nn.Module]]) -> dict[str, Tensor]:
@@ -175,12 +185,16 @@ def _assemble(description: Mapping[str, Any], numbers: Mapping[str, Tensor]) -> 
     for kind in ("observation_space", "action_space"):
         settings[f"{kind}s"] = {agent: _space_from_json(entry[kind]) for agent, entry in agents.items()}
     clips = {agent: entry["filter"]["clip"] for agent, entry in agents.items() if entry["filter"] is not None}
-    return Victim(
+    victim = Victim(
         **settings,
         filters={a: ObservationFilter(**_under(numbers, f"filters/{a}/"), clip=c) for a, c in clips.items()},
         env_name=description["env"]["name"],
         env_kwargs=description["env"]["kwargs"],
     )
+    if noise := dict(description.get("smoothing", {})):
+        voters = noise.pop("agents")
+        return smoothed(victim, Smoothing(**noise), agents=voters)
+    return victim
 
 
 def _under(numbers: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:

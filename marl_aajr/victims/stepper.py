@@ -175,7 +175,7 @@ class Stepper:
             return self.victim.policy(agent, action_mask=legal, state=state, tokens=tokens)
         if agent not in self._policies:
             self._policies[agent] = self.victim.policy(agent)
-        return self._policies[agent]
+        return self._policies[agent].redrawn()
 
 
 def _copies(obs: Tensor, active: Tensor | None) -> Tensor:
