@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.core.mlp import hooked, opened
-from marl_aajr.core.relaxations import SHAPES, Lines, relax
+from marl_aajr.core.relaxations import SHAPES, Lines, relax, steepest
 from marl_aajr.core.threat import PerturbationSet
 
 BoundMethod = Literal["interval", "crown", "crown_ibp"]
@@ -151,7 +151,7 @@ class BoundedMLP:
         """How far a pass with numbers of this unit may be from the outputs of exact arithmetic, `[B, m]`.
 
         With n terms in a sum, in whatever order, |fl(W h) − W h| ≤ γ |W| |h|, γ = (n + 2) unit (Higham 2002,
-        section 3.1); an activation passes errors on at most as they are and adds 16 units of its own.
+        section 3.1); an activation passes errors on by its slope at most, and adds 16 units of its own.
         """
         inner = self._inner(region, "interval")
         size, error = torch.maximum(region.low.abs(), region.high.abs()), torch.zeros_like(region.low)
@@ -163,6 +163,7 @@ class BoundedMLP:
             else:
                 ends = inner[place]
                 size = torch.maximum(step(ends.low).abs(), step(ends.high).abs())
+                error = steepest(step, ends.low - error, ends.high + error) * error
                 error = error + _ACTIVATION_ROUNDINGS * unit * size.clamp_min(1.0)
                 size = size + error
         return error

@@ -91,6 +91,13 @@ def relax(layer: nn.Module, low: Tensor, high: Tensor) -> Lines:
     return Lines(*below, *above)
 
 
+def steepest(layer: nn.Module, low: Tensor, high: Tensor) -> Tensor:
+    """The largest slope of an activation on [low, high]: at the end of a convex one, else nearest to 0."""
+    shape = SHAPES[type(layer)]
+    point = high if shape.convex else torch.minimum(torch.maximum(low, torch.zeros_like(low)), high)
+    return shape.derivative(layer, point, layer(point))
+
+
 Line = tuple[Tensor, Tensor]
 
 

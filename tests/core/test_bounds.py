@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from marl_aajr.core.bounds import BOUND_METHODS, BoundedMLP, BoundMethod, Region
 from marl_aajr.core.mlp import PlainMLP
-from marl_aajr.core.relaxations import SHAPES, relax
+from marl_aajr.core.relaxations import SHAPES, relax, steepest
 from marl_aajr.core.threat import Norm, PerturbationSet
 from tests.networks import generator, observations
 
@@ -154,6 +154,11 @@ def test_lines_stay_on_their_side_and_touch(activation: type[nn.Module]) -> None
     assert (layer(x) - above).max() < 1e-12
     for room in (layer(x) - below, above - layer(x)):
         assert room.amin(-1).max() < 2e-2
+    slopes = ((layer(x[:, 1:]) - layer(x[:, :-1])) / (x[:, 1:] - x[:, :-1])).nan_to_num(0.0)
+    wide = (width > 1e-4).squeeze(-1)
+    top, found = steepest(layer, low, high).squeeze(-1)[wide], slopes.amax(-1)[wide]
+    assert (found <= top + 1e-8).all()
+    assert (top - found).max() < 0.1
 
 
 @by_method
