@@ -178,7 +178,7 @@ class EvaluationEntry(Protocol):
 
     suite: str | InstanceOf[Suite] | None = "standard"
     transfer: bool = True
-    opponents: Annotated[tuple[OpponentEntry, ...], AfterValidator(once)] = ()
+    opponents: tuple[OpponentEntry, ...] = ()
     partners: Literal["seeds"] | None = None
 
     @model_validator(mode="after")

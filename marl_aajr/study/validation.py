@@ -82,6 +82,12 @@ def check_agents(study: StudyConfig, source: YamlSource) -> None:
             if strangers := [agent for agent in given if agent not in teams]:
                 known = f"{environment.title}, {', '.join(teams)}"
                 raise source.problem(key, f"expected agents of {known}, got {', '.join(strangers)}")
+            if adversary.kind in ("opponent", "best-response") and len(set(teams.values())) < 2:
+                text = (
+                    f"expected games of several teams for an adversary of kind {adversary.kind}, got "
+                    f"{environment.title}, in which all are of one; remove it, or the environment"
+                )
+                raise source.problem(("adversaries", a), text)
             evaluated = choose_agents(teams, environment.team, None)
             if adversary.observes and given and set(evaluated) - set(given):
                 raise source.problem(

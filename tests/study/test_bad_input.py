@@ -285,6 +285,11 @@ def test_a_missing_logger_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             r":13: adversaries.0.agents: expected all who are lied to .*, agent_0, .* got agent_1; leave",
         ),
         ("seeds:", "adversaries: [{kind: traitor}]\nseeds:", ":12: adversaries.0: expected agents"),
+        (
+            "seeds:",
+            "adversaries: [{kind: best-response}]\nseeds:",
+            ":12: adversaries.0: expected games of several teams .* best-response, got simple_spread_v3",
+        ),
         ("seeds:", "adversaries: [{kind: sa-rl}]\nseeds:", ":12: adversaries.0: expected an epsilon"),
         (
             "simple_spread_v3",

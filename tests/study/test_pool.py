@@ -148,6 +148,7 @@ REFUSED: dict[str, tuple[list[Any], str]] = {
     "no seeds": ([{"method": "none"}], "0: expected seeds beside a method"),
     "an unknown method": ([{**FRESH, "method": "nonsense"}], r"0\.method: .*\(none, aajr-.*\) .*'nonsense'"),
     "one twice": ([FRESH, {**FRESH, "seeds": [101]}], "1: expected each opponent once, got none-s101 twice"),
+    "a control twice": (["idle", "idle"], "1: expected each opponent once, got idle twice"),
     "nothing": ([{"seeds": [1]}], "0: expected one of method, victim and control, got none"),
     "a traitor": (
         [{**FRESH, "adversary": {"kind": "traitor", "agents": ["agent_0"]}}],
