@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.outcomes import AttackOutcome, Outcome
-from marl_aajr.evaluation.replacements import CONTROLS
 from marl_aajr.evaluation.result import Evaluation, Rows
 from marl_aajr.evaluation.worst_attack import worst_of_each_size
 from marl_aajr.report.conditions import (
@@ -181,7 +180,7 @@ def _results(
             row.kind: row
             for rows, evaluation in played
             for row in rows.adversarial_agents
-            if row.kind in CONTROLS and set(row.agents) == set(evaluation.members)
+            if set(row.agents) == set(evaluation.members)  # only controls may play a whole team
         },
     )
 

@@ -59,10 +59,11 @@ def _clauses(comparison: Comparison) -> list[str]:
     if not kept or all(one.open for one in kept):
         alike = f"the {'two ' if len(rows) == 2 else ''}methods cannot be told apart under any attack tried"
         return [alike, *nothing] if kept else nothing
-    if not (best := _never_behind(kept)):
-        named = list({one.best.method.label: one.best for one in kept}.values())
-        return [_at_each_size(kept), *nothing, *_judges(comparison), *_doubt(comparison, named)]
-    named = [row for row in best if any(_leads(row, rows, e) for one in kept for e in one.at)] or best
+    best = _never_behind(kept)
+    named = [row for row in best if any(_leads(row, rows, e) for one in kept for e in one.at)]
+    if not named:
+        each = list({one.best.method.label: one.best for one in kept}.values())
+        return [_at_each_size(kept), *nothing, *_judges(comparison), *_doubt(comparison, each)]
     if unsure := [row for row in best if row not in named]:
         clauses = list(_unsure(named, unsure, kept))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from marl_aajr.evaluation import (
     OWN,
     ActionsResult,
     Evaluation,
+    Replacement,
     Suite,
     evaluate,
     everybody_met,
     pool_scores,
     row_games,
 )
+from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.sources import file_name
 from tests.evaluation.players import moves, sign_reader, signs, team
 from tests.matrix_game import matrix_game, players
@@ -124,6 +127,13 @@ class TestClosedForm:
                 earned = rock.adversarial_agents[1].returns
                 assert earned == tuple(-left for left in idle.clean.returns) != nothing.returns
             assert rock.adversarial_agents[1].selection_return is None
+
+    def test_controls_of_single_members_meet_the_own_side_only(self) -> None:
+        teams = {"a": "hunters", "b": "hunters", "prey": "prey"}
+        evaluator: Any = SimpleNamespace(env=SimpleNamespace(teams=teams), team="hunters")
+        alone, whole = (Replacement(kind="idle", agents=agents) for agents in (("a",), ("b", "a")))
+        traitors = Replacement(kind="traitor", agents=("a", "b"), victim=players(ROCK, ROCK))
+        assert Evaluator.whole(evaluator, [alone, whole, traitors]) == [whole]
 
     def test_a_random_opponent_is_met_half_way(self) -> None:
         rows = judged(["random"], attacks=(), episodes=200, selection_episodes=None).results[0]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from marl_aajr.evaluation import Replacement, Suite, evaluate
 from marl_aajr.evaluation.attack_entries import AttackEntry
+from marl_aajr.evaluation.replacements import ReplacementPolicy, TogetherPolicy
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.victims import Victim
@@ -261,3 +262,27 @@ class TestRefusals:
         replacement = Replacement(kind="traitor", agents=("agent_0",), victim=stranger)
         with pytest.raises(ValueError, match=message):
             evaluate(team(signs()), replace=[replacement])
+
+
+def test_policies_that_act_together_begin_anew_and_forget_each() -> None:
+    told: list[Any] = []
+
+    class Recorder(ReplacementPolicy):
+        def __init__(self, agent: str) -> None:
+            self.agents = (agent,)
+
+        def __call__(self, env: Any, obs: Any) -> dict[str, Any]:
+            return dict.fromkeys(self.agents, obs)
+
+        def reseed(self, seed: int) -> None:
+            told.append((*self.agents, seed))
+
+        def forget(self, over: Any) -> None:
+            told.append((*self.agents, over))
+
+    both: Any = TogetherPolicy([Recorder("a"), Recorder("b")])
+    assert both.agents == ("a", "b")
+    assert both(None, 7) == {"a": 7, "b": 7}
+    both.reseed(3)
+    both.forget("over")
+    assert told == [("a", 3), ("b", 3), ("a", "over"), ("b", "over")]

@@ -188,12 +188,12 @@ def test_attacks_may_leave_no_more_than_doing_nothing_returns_against_the_pool(t
 
 
 def test_without_idle_teams_against_the_pool_the_floor_is_not_known(tmp_path: Path) -> None:
-    content = met(50.0, weak=-90.0)
-    content["opponents"][0]["adversarial_agents"] = []
+    content = met(50.0, weak=-90.0, strong=-90.0)
+    content["opponents"][1]["adversarial_agents"] = []
     found = compared(tmp_path, none=[content])
     assert headline(found) == (
         "none (plain PPO) returns −90.0 without an attack and −98.0 under the worst attack of ε = 0.1; "
-        "judged against 1 opponent that every team met; nothing was compared with it."
+        "judged against 2 opponents that every team met; nothing was compared with it."
     )
     assert any(line.startswith("Whether none (plain PPO) learned anything") for line in cautions(found))
 

@@ -100,6 +100,7 @@ def test_a_best_response_that_is_undertrained_is_seen_as_such(tmp_path: Path) ->
     rising, flat = [float(i - 50) for i in range(40)], [-10.0] * 40
     found = compared(tmp_path, none=[met(rising), met(flat)], aajr=[met(flat)], ernie=[met(flat, other=1.0)])
     blocks = agents_met(found)
+    assert not any("undertrained" in cell.note for cell in cells(blocks, blocks[1].title, "other"))
     notes = [cell.note for cell in cells(blocks, blocks[-1].title, "agent_1")]
     assert notes == ["lost 40.0, undertrained in 1 of 2", "lost 40.0", "lost 40.0, undertrained in 1 of 1"]
     assert (

@@ -70,6 +70,17 @@ class TestHeadline:
             "methods can be told apart; without an attack it cannot be told apart from plain PPO."
         )
 
+    def test_where_it_depends_on_the_size_one_that_leads_nobody_is_not_named_alone(
+        self, tmp_path: Path
+    ) -> None:
+        wide = {("pgd", 0.1): -4.0, ("pgd", 0.2): -50.0}
+        paths = two(tmp_path, HARD, CROSSING)
+        paths += write_method(tmp_path, "ernie", clean=[0.0, -41.0, -82.0], attacks=wide)
+        assert said(paths) == (
+            "Under attacks of ε = 0.1 aajr and ernie survive best, under attacks of ε = 0.2 plain PPO and "
+            "ernie survive best."
+        )
+
     @pytest.mark.parametrize(
         ("less", "says"),
         [
@@ -184,6 +195,13 @@ class TestLearnedNothing:
         assert len(ranked(found)) == 3
         (line,) = nothing_learned([self.idle(tmp_path / "most", True, True, False)])
         assert line.endswith(", and the method is not ranked.")
+
+    def test_the_better_of_both_controls_is_the_floor(self, tmp_path: Path) -> None:
+        content = evaluation(-40.0, nothing=-40.0)
+        idle = content["adversarial_agents"][0]
+        worse = {**idle, "kind": "random", "mean": -90.0, "returns": [x - 50 for x in idle["returns"]]}
+        content["adversarial_agents"].append(worse)
+        assert len(nothing_learned([compared(tmp_path, none=[content])])) == 1
 
     def test_returns_are_compared_on_the_same_episodes(self, tmp_path: Path) -> None:
         """Two points above, in every one of episodes that spread by twenty."""
