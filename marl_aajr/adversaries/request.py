@@ -19,7 +19,7 @@ from marl_aajr.core.threat import Norm
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
 from marl_aajr.training.config import EnvConfig, ModelConfig, PPOSettings, RunConfig
-from marl_aajr.training.fields import AgentNames, Count, Positive, Section, Whole, once
+from marl_aajr.training.fields import AgentNames, Count, Fraction, Positive, Section, Whole, once
 from marl_aajr.training.resources import Resources
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import Victim
@@ -45,6 +45,9 @@ class AdversaryRequest(Section):
         search: settings of PPO to try first, a tenth of the steps each, 1: none; None: 3, and 1 for traitors
             and opponents.
         seeds: seeds to try each of them with, which share its steps; None: 2 for a best response, else 1.
+        alpha: of a traitor: it acts with this probability only, else the victim itself does (PR-MDP); None:
+            always.
+        mixed: share `alpha` of the traitor's action is mixed into the victim's (NR-MDP, Box actions).
         warm_start: begin with what PGD does (sa-rl and pa-ad).
         seed: seed of everything random.
         threat: more of `ObservationThreat`, such as `mask` or `action_settings`; for traitors and
@@ -65,6 +68,8 @@ class AdversaryRequest(Section):
     env_steps: Count | None = None
     search: Count | None = None
     seeds: Count | None = None
+    alpha: Fraction | None = None
+    mixed: bool = False
     warm_start: bool = True
     seed: Whole = 0
     threat: dict[str, Any] = Field(default_factory=dict)
@@ -80,6 +85,11 @@ class AdversaryRequest(Section):
             raise ValueError(
                 f"expected no epsilon and no joint adversary for {self.kind!r}, which changes no "
                 "observation; leave them out"
+            )
+        if (self.alpha is not None and self.kind != "traitor") or (self.mixed and self.alpha is None):
+            raise ValueError(
+                f"expected alpha of a traitor, and mixed with alpha, got alpha {self.alpha} and mixed "
+                f"{self.mixed} of {self.kind!r}; leave them out"
             )
         if self.kind == "traitor" and not self.agents:
             raise ValueError("expected agents, whose places the traitor takes, got none; name them")
@@ -123,6 +133,7 @@ class AdversaryRequest(Section):
             "" if self.units == "raw" else self.units,
             "" if self.actions == "greedy" else self.actions,
             "joint" if self.joint else "",
+            "" if self.alpha is None else f"{'mix' if self.mixed else 'alpha'}{self.alpha:g}",
             *(self.agents or ()),
             hashlib.sha256(threat.encode()).hexdigest()[:8] if self.threat else "",
             "" if self.seed == 0 else f"s{self.seed}",
@@ -142,7 +153,8 @@ class AdversaryRequest(Section):
         """The settings of its game against the victims of a run, or those saved in a folder."""
         settings = {"kind": self.kind, "actions": self.actions, **self.threat}
         if not self.observes:
-            return AgentThreat.against(victims, agents=self.agents and list(self.agents), **settings)
+            some = {"alpha": self.alpha, "mixed": self.mixed} if self.alpha is not None else {}
+            return AgentThreat.against(victims, agents=self.agents and list(self.agents), **settings, **some)
         return ObservationThreat.against(
             victims,
             agents=self._attacked(Victim.load(victim_folder(victims))),

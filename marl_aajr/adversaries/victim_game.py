@@ -115,9 +115,9 @@ class VictimGame(BatchedEnvWrapper):
         """
         return batch.inputs
 
-    def play(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Actions of the replaced agents, `[E, ...]` by agent; here there are none."""
-        return {}
+    def play(self, own: dict[str, Tensor], actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The environment's actions, `[E, ...]` by agent: here the victims' `own`, whoever plays."""
+        return own
 
     def pay(self, step: BatchedStep) -> Tensor:
         """The players' rewards for a step of the environment, `[players, E]`; here r(t) in equal parts."""
@@ -135,7 +135,7 @@ class VictimGame(BatchedEnvWrapper):
 
     def step(self, actions: Mapping[str, Tensor]) -> BatchedStep:
         given = self._checked(actions)
-        step = self.env.step({**self._victims_actions(given), **self.play(given)})
+        step = self.env.step(self.play(self._victims_actions(given), given))
         self._obs, over = step.obs, step.episode_over
         ends = {a: step.terminations[a] | step.truncations[a] for a in self.env.possible_agents}
         self._active = self.active

@@ -33,6 +33,7 @@ HELP = guide(
     "marl-aajr adversary train runs/study-3 --kind pa-ad --epsilon 0.1",
     "marl-aajr adversary train runs/study-3 --kind sa-rl --epsilon 0.1 --joint",
     "marl-aajr adversary train runs/study-3 --kind traitor --agents agent_0",
+    "marl-aajr adversary train runs/study-3 --kind traitor --agents agent_0 --alpha 0.1",
     "marl-aajr adversary train runs/tag-3 --kind best-response",
     "marl-aajr adversary train --resume --out runs/study-3/adversaries/pa-ad-eps0.1",
     "marl-aajr evaluate runs/study-3 --adversary runs/study-3/adversaries/pa-ad-eps0.1",
@@ -41,7 +42,7 @@ HELP = guide(
 
 SETTINGS = options(
     "marl_aajr.adversaries.request.AdversaryRequest",
-    "kind epsilon norm units agents joint actions search seeds warm_start env_steps seed",
+    "kind epsilon norm units agents joint alpha mixed actions search seeds warm_start env_steps seed",
     repeated=["agents"],
 )
 

@@ -60,7 +60,7 @@ HELP = guide(
 SETTINGS = options(
     "marl_aajr.evaluation.protocol.Protocol",
     "suite attacks epsilons units norm channels budget weakest_link episodes selection_episodes actions seed "
-    "team agents smoothing replace vary workers",
+    "team agents smoothing replace vary disturb workers",
     flags={"attacks": "--attack", "epsilons": "--epsilon", "channels": "--channel"},
     metavars={
         "smoothing": "SIGMA:SAMPLES",
@@ -68,12 +68,13 @@ SETTINGS = options(
         "budget": "KEY=VALUE,…",
         "replace": "KIND[:AGENT,…]",
         "vary": "kwargs.NAME=VALUE,…",
+        "disturb": "KIND=SIZE[,by=RUN]",
     },
     defaults={
         "suite": f"{SUITE}, unless --attack",
         "epsilons": f"the suite's, or {' '.join(f'{size:g}' for size in EPSILONS)}",
     },
-    repeated=["attacks", "epsilons", "channels", "actions", "agents", "replace", "vary"],
+    repeated=["attacks", "epsilons", "channels", "actions", "agents", "replace", "vary", "disturb"],
 )
 
 

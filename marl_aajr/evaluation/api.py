@@ -20,6 +20,7 @@ from marl_aajr.evaluation.company import (
     resolve_opponents,
     resolve_partners,
 )
+from marl_aajr.evaluation.disturbed_rows import DisturbedRow, admitted_disturbances, disturbance_checks
 from marl_aajr.evaluation.evaluator import Evaluator, Progress
 from marl_aajr.evaluation.order_checks import agent_checks, return_checks
 from marl_aajr.evaluation.preflight import ObservationSampler, attack_checks
@@ -188,6 +189,9 @@ def _played(
         replacements = tuple(dict.fromkeys((*controls, *replaced)))
         varied, unvaried = admitted_variations(suite.vary, victim, spec, env, asked=bool(protocol.vary))
         suite = suite.changed(vary=varied)
+        disturbed, undisturbed = admitted_disturbances(
+            suite.disturb, victim, env, members, asked=bool(protocol.disturb)
+        )
         units = admission.settle_units(suite.units, victim, members if any(a.sized for a in chosen) else ())
         trained_under = sources.training_attack_of(home, members) if home and ranked else None
         known, unfit = admission.fitting(trained_under, victim, members, suite=suite, units=units, env=env)
@@ -204,7 +208,7 @@ def _played(
             home=home,
         )
         with closing(evaluator):
-            rows, checks = _rows(evaluator, chosen, replacements, known, workers=protocol.workers)
+            rows, checks = _rows(evaluator, chosen, replacements, known, disturbed, workers=protocol.workers)
         return Evaluation(
             env=PlayedEnvironment(name=spec.name, kwargs=dict(spec.kwargs)),
             teams=dict(env.teams),
@@ -216,7 +220,7 @@ def _played(
             seed=protocol.seed,
             num_envs=env.num_envs,
             results=rows,
-            skipped=(*skipped, *unfit, *left_out, *unvaried),
+            skipped=(*skipped, *unfit, *left_out, *unvaried, *undisturbed),
             checks=(*company_notes(company, spec), *checks),
             **{name: getattr(suite, name) for name in _OF_SUITE},
         )
@@ -227,11 +231,12 @@ def _rows(
     attacks: Sequence[Attack],
     replacements: Sequence[Replacement],
     training_attack: Attack | None,
+    disturbed: Sequence[DisturbedRow],
     *,
     workers: int | None,
 ) -> tuple[tuple[ActionsResult, ...], tuple[Check, ...]]:
     """All rows, and whether they can be believed."""
-    evaluator.expect(attacks, replacements=replacements, beside=training_attack)
+    evaluator.expect(attacks, replacements=replacements, beside=training_attack, disturbances=len(disturbed))
     evaluator.calibrate(attacked=bool(attacks))
     observed = ObservationSampler(stream(evaluator.seed, Purpose.PROBE))
     rows = play_rows(
@@ -241,6 +246,7 @@ def _rows(
         observed=observed,
         workers=workers,
         training_attack=training_attack,
+        disturbed=disturbed,
     )
     ranked = [attack for attack in attacks if not isinstance(attack, Fault)]
     return rows, tuple(_checks(evaluator, rows, ranked, observed))
@@ -279,4 +285,5 @@ def _checks(
             yield from return_checks(row, distributions)
     for row in rows:
         yield from agent_checks(row)
+        yield from disturbance_checks(row)
         yield from response_checks(row)

@@ -119,6 +119,7 @@ class Evaluator:
         *,
         replacements: Sequence[Replacement],
         beside: Attack | None = None,
+        disturbances: int = 0,
     ) -> None:
         """Count the episodes to play; one attack may be played beside those that are chosen from."""
         suite, k = self.suite, self.suite.budget.worst
@@ -134,7 +135,9 @@ class Evaluator:
         others = [(None, suite.episodes), *rows, *controls] * len(self.opponents)
         self.rows = [*rows, *replaced * len(replacements), *others]
         self.rows += [(beside, suite.episodes)] if beside is not None else []
-        self.rows += [(None, suite.episodes)] * sum(len(parse_variation(v).values) for v in suite.vary)
+        self.rows += [(None, suite.episodes)] * (
+            disturbances + sum(len(parse_variation(v).values) for v in suite.vary)
+        )
         watched = suite.selection_episodes * (suite.calibrated(self.agents) + len(self.opponents))
         each = suite.episodes + watched
         self.total = len(suite.actions) * (each + sum(episodes for _, episodes in self.rows))

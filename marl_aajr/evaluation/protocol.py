@@ -23,6 +23,7 @@ from marl_aajr.evaluation.budget import Budget, ReadBudget, as_budget
 from marl_aajr.evaluation.outcomes import Actions, Control, Units
 from marl_aajr.evaluation.replacements import Replacement
 from marl_aajr.evaluation.variations import read_variations
+from marl_aajr.rollout.disturbances import read_disturbances
 from marl_aajr.training.fields import AgentNames, Count, Positive, Section, Whole, once, some, validated
 from marl_aajr.training.files import Key, load_yaml
 from marl_aajr.victims.smoothing import Smoothing, as_smoothing
@@ -34,6 +35,7 @@ SmoothingText = Annotated[str | InstanceOf[Smoothing], AfterValidator(as_smoothi
 Sizes = Annotated[tuple[Positive, ...], AfterValidator(once)]
 ChannelNames = Annotated[tuple[str, ...], AfterValidator(once)]
 Variations = Annotated[tuple[str, ...], AfterValidator(read_variations)]
+Disturbances = Annotated[tuple[str, ...], AfterValidator(read_disturbances)]
 ActionKinds = Annotated[tuple[Actions, ...], AfterValidator(some), AfterValidator(once)]
 
 
@@ -54,7 +56,9 @@ class Suite(Section):
         controls: other players in the place of each attacked agent and of the whole team, `random` or `idle`.
         opponents: `random`, `idle`, or folders of runs and victims, as in `evaluate`.
         vary: arguments of the environment over several values, as in `Protocol`.
+        disturb: disturbances of actions, as in `Protocol`.
         epsilons: sizes of all attacks.
+        attacks: the attacks.
     """
 
     name: str = ""
@@ -70,6 +74,7 @@ class Suite(Section):
     controls: Annotated[tuple[Control, ...], AfterValidator(once)] = ()
     opponents: Annotated[tuple[str, ...], AfterValidator(once)] = ()
     vary: Variations = ()
+    disturb: Disturbances = ()
     epsilons: Sizes = ()
     attacks: Attacks = ()
 
@@ -120,6 +125,9 @@ class Protocol(Section):
         smoothing: let the team vote under Gaussian noise: `SIGMA:SAMPLES`, σ in the units of the environment
             and votes for each decision, such as `0.1:100` (randomised smoothing); None: it plays as it is.
             Each pass through its networks costs as many.
+        disturb: disturbances of the attacked agents' actions: `replace=0.1` (another action with probability
+            0.1: PR-MDP), `mix=0.1` (NR-MDP), `noise=0.2`, `gradient=0.2`; by chance, or by an adversary:
+            `replace=0.1,by=RUN`; see `marl_aajr.rollout.disturbances`; empty: the suite's.
         num_envs: copies played side by side. Of E copies episode i is number i // E of copy i mod E, and is
             seeded as such, so compare evaluations of the same E only.
         workers: processes that share the rows, this one among them; None: one a core where it takes long.
@@ -144,6 +152,7 @@ class Protocol(Section):
     replace: tuple[str | InstanceOf[Replacement], ...] = ()
     vary: Variations = ()
     smoothing: SmoothingText | None = None
+    disturb: Disturbances = ()
     num_envs: Count = 50
     workers: Count | None = None
 

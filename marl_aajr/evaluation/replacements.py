@@ -24,6 +24,7 @@ from marl_aajr.evaluation.outcomes import AdversaryTraining, Control, Replacemen
 from marl_aajr.evaluation.outcomes import ReplacementKind as Kind
 from marl_aajr.evaluation.result import Skipped
 from marl_aajr.rollout.batched_env import BatchedEnv
+from marl_aajr.rollout.disturbed import random_actions
 from marl_aajr.victims import Victim
 from marl_aajr.victims.spaces import check_match
 from marl_aajr.victims.stepper import GeneratorSampler, Stepper
@@ -246,20 +247,7 @@ class _Random(ReplacementPolicy):
     def _draw(self, env: BatchedEnv, agent: str, mask: Tensor | None) -> Tensor:
         space = env.action_spaces[agent]
         shares = torch.rand(env.num_envs, *(space.shape or ()), dtype=torch.float64, generator=self.generator)
-        if isinstance(space, spaces.Box):
-            low, high = (torch.from_numpy(bound) for bound in (space.low, space.high))
-            return low + (high - low) * shares.to(low.dtype)
-        assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
-        counts = torch.from_numpy(np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec))
-        if mask is None:
-            return (shares * counts).long()
-        each = zip(
-            shares.view(env.num_envs, -1).unbind(1), mask.split(counts.view(-1).tolist(), 1), strict=True
-        )
-        # The legal action at a share of the row of those of `[E, n]` bool.
-        ranks = (((share * legal.sum(1)).long(), legal.cumsum(1)) for share, legal in each)
-        chosen = [(upto > rank[:, None]).long().argmax(1) for rank, upto in ranks]
-        return torch.stack(chosen, 1).view(shares.shape)
+        return random_actions(space, mask, shares)
 
 
 class _Trained(ReplacementPolicy):

@@ -11,7 +11,7 @@ Agents and attacks are chosen for each opponent by itself. Within 2, 3 and 4 no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,7 @@ from marl_aajr.core.checks import grouped
 from marl_aajr.core.seeds import Purpose
 from marl_aajr.evaluation.admission import fitted
 from marl_aajr.evaluation.budget import candidates, rounds
+from marl_aajr.evaluation.disturbed_rows import DisturbedRow, play_disturbed
 from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.fault_limits import check_fits
 from marl_aajr.evaluation.outcomes import OWN, Actions, AttackOutcome, AttackSpec, ReplacementOutcome
@@ -70,6 +71,7 @@ def play_rows(
     observed: ObservationSampler,
     workers: int | None,
     training_attack: Attack | None = None,
+    disturbed: Sequence[DisturbedRow] = (),
 ) -> tuple[ActionsResult, ...]:
     """Every row of every kind of actions, the worst attack of each size, and the subsets that were tried.
 
@@ -106,7 +108,7 @@ def play_rows(
             attacks=tuple(case.outcome for case in own if case.outcome is not None),
             threats=(
                 *(row for case in own for row in case.threats),
-                *(play_dynamics(evaluator, key[1]) if key[0] == OWN else ()),
+                *(_beside(evaluator, key[1], disturbed) if key[0] == OWN else ()),
             ),
             worst=tuple(row for row, _ in worst[key]),
             subsets=(*(each for case in own for each in case.tried), *alone.get(key, ())),
@@ -116,6 +118,13 @@ def play_rows(
         for key, own in by_key.items()
     }
     return tuple(_result(evaluator, actions, rows, known) for actions in suite.actions)
+
+
+def _beside(
+    evaluator: Evaluator, actions: Actions, disturbed: Sequence[DisturbedRow]
+) -> Iterator[ThreatOutcome]:
+    yield from play_disturbed(evaluator, disturbed, actions)
+    yield from play_dynamics(evaluator, actions)
 
 
 def _replaced(

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from marl_aajr.adversaries import agent_game, observation_game
@@ -70,6 +71,18 @@ def find_victim(path: Path, env: EnvironmentSpec | None = None) -> Victim:
             f"it: marl-aajr evaluate {shlex.quote(str(victims))} --adversary {shlex.quote(str(run.path))}"
         )
     return Victim.load(run.victim)
+
+
+def adversary_policies(path: Path) -> Victim:
+    """The policies of a finished run, of an adversary, too, or of a folder that `Victim.save` wrote.
+
+    Raises:
+        ValueError: nothing of the kind there, or a run that is not finished.
+    """
+    if RunDirectory(path).is_run and not (path / DESCRIPTION).is_file():
+        check_finished(RunDirectory(path))
+        return Victim.load(RunDirectory(path).victim)
+    return find_victim(path)
 
 
 def training_attack_of(path: Path, agents: Collection[str]) -> TrainingAttack | None:
@@ -158,6 +171,9 @@ def _with_adversary(
     check_finished(run)
     if run.config().env.name != observation_game.GAME:
         replacement = _replacement(run, source=name, against=against)
+        if (disturbance := AgentThreat(**run.config().env.kwargs).disturbance) is not None:
+            own = replace(disturbance, agents=replacement.agents, by=str(run.path))
+            return protocol.changed(disturb=[*protocol.disturb, str(own)])
         return protocol.changed(replace=[*protocol.replace, replacement])
     threat = run.config().env.kwargs
     if threat["digest"] != fingerprint(against):

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 import yaml
@@ -22,6 +23,7 @@ from marl_aajr.evaluation.variations import parse_variation
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.methods import EvaluatedRun
 from marl_aajr.report.run_results import RunResults
+from marl_aajr.rollout.disturbances import Disturbance, parse_disturbance
 from marl_aajr.rollout.teams import SAID
 
 
@@ -81,6 +83,7 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
         common += _each("--agents", evaluation.agents)
     common += ["--weakest-link"] if evaluation.weakest_link else []
     common += _each("--vary", _varied(evaluation))
+    common += _each("--disturb", _disturbed(evaluation, renamed))
     common += ["--norm", evaluation.norm] if evaluation.norm != "linf" else []
     common += _each("--channel", evaluation.channels)
     common += ["--smoothing", str(evaluation.smoothing)] if evaluation.smoothing else []
@@ -182,6 +185,20 @@ def _varied(evaluation: Evaluation) -> list[str]:
     ]
 
 
+def _disturbed(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[str]:
+    """The disturbances of actions, but for those of a suite; random forms are played beside others anyway."""
+    known = builtin_suites().get(evaluation.suite)
+    of_suite = {replace(parse_disturbance(text), agents=None) for text in known.disturb} if known else set()
+    found = []
+    for row in (row for row in evaluation.results[0].threats if row.kind == "actions"):
+        (size,) = row.settings.values()
+        by = row.source and _known(row.source, renamed)
+        one = Disturbance(kind=row.name, size=size, by=by)  # type: ignore[arg-type]
+        if one not in of_suite:
+            found.append(str(one if row.agents == evaluation.agents else replace(one, agents=row.agents)))
+    return found
+
+
 def _faults(evaluation: Evaluation) -> list[str]:
     """The faults that were named beside a suite or instead of it, each with its settings."""
     known = builtin_suites().get(evaluation.suite)
@@ -223,12 +240,12 @@ def _train_adversary(folder: Path, victims: str, target: str) -> str:
     """The command that trains the adversary of a folder again, against these victims, into a target."""
     asked = json.loads((folder / RECORD).read_text("utf-8"))
     words = ["marl-aajr", "adversary", "train", victims, "--kind", str(asked["kind"])]
-    for name in ("epsilon", "env_steps", "search", "seeds", "seed"):
+    for name in ("epsilon", "alpha", "env_steps", "search", "seeds", "seed"):
         if asked.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", f"{asked[name]:.12g}"]
     if asked.get("epsilon") is not None:
         words += ["--norm", asked["norm"], "--units", asked["units"]]
         words += ["--warm-start" if asked["warm_start"] else "--no-warm-start"]
     words += _each("--agents", asked.get("agents") or ())
-    words += ["--joint"] if asked.get("joint") else []
+    words += [f"--{name}" for name in ("joint", "mixed") if asked.get(name)]
     return shlex.join([*words, "--out", target])

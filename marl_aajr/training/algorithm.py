@@ -32,8 +32,8 @@ from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rllib.sampling.run_env_runner import RunEnvRunner
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.environments import resolve
-from marl_aajr.rollout.perturbed import PerturbedGame
 from marl_aajr.training.atla_phases import PhaseOfRecreated, phases_of
+from marl_aajr.training.batches import batches_of, check_disturbance
 from marl_aajr.training.checkpoint import StartRecreated
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.method import NO_METHOD
@@ -59,6 +59,7 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
     team = policy_mapping_of(config)
     methods = team_methods(config, team)
     _check_playable(config, team, methods)
+    check_disturbance(config)
     atla = phases_of(methods.atla, team)
     if atla is not None:
         check_atla(config, atla)
@@ -92,10 +93,9 @@ def build_config(config: RunConfig) -> AlgorithmConfig:
     if config.resources.runner == "fast":
         # RLlib gives the runner in the main process no GPU.
         device = "cuda" if _main_process(config.resources)["gpus_per_env_runner"] else None
-        source = spec if atla is None else PerturbedGame(spec, atla.settings.agents, atla.settings.adversary)
         fast(
             result,
-            source,
+            batches_of(config, spec, methods.atla),
             time_limits_terminate=config.time_limits_terminate,
             critic=config.model.critic,
             device=device,

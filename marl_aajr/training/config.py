@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from marl_aajr.rollout.attack.beside_regularizers import path_for
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
+from marl_aajr.rollout.disturbances import read_disturbance
 from marl_aajr.rollout.teams import SAID
 from marl_aajr.training.atla import ATLA
 from marl_aajr.training.fields import (
@@ -124,6 +125,9 @@ class RunConfig(Section):
         method: the method that makes the policy robust.
         rollouts: the attack that a share of the copies is played under, beside the method; None: there is
             none. `rollouts: {epsilon: 0.1}` with method aajr is a minimax with AAJR in it.
+        disturb: disturbance of actions that agents learn under, such as `replace=0.1` (PR-MDP), `mix=0.1`
+            (NR-MDP) or `noise=0.2`, by chance or by a trained adversary, `replace=0.1,by=RUN`; see
+            `marl_aajr.rollout.disturbances`. None: there is none.
         seed: seed of everything random: same seed, same run.
         env_steps: length of the run in environment steps, summed over the copies. The last iteration may
             exceed it.
@@ -149,6 +153,7 @@ class RunConfig(Section):
     env: EnvConfig
     method: MethodConfig = Field(default_factory=MethodConfig)
     rollouts: RolloutsConfig | None = None
+    disturb: Annotated[str, AfterValidator(read_disturbance)] | None = None
     seed: Whole = 0
     env_steps: Count = 1_000_000
     policies: Literal["shared", "independent"] = "shared"

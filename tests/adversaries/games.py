@@ -30,8 +30,8 @@ class Replaced(VictimGame):
     def observe(self, obs: Mapping[str, Tensor], active: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {player: obs[player].clone() for player in self.possible_agents}
 
-    def play(self, actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return dict(actions)
+    def play(self, own: dict[str, Tensor], actions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**own, **actions}
 
 
 def replaced(

@@ -11,7 +11,8 @@ from gymnasium import spaces
 from pettingzoo.utils.env import ParallelEnv
 from torch import nn
 
-from marl_aajr.adversaries.agent_game import AgentGame, choose_sides
+from marl_aajr.adversaries.agent_game import AgentGame, AgentThreat, choose_sides
+from marl_aajr.rollout.disturbances import Disturbance
 from marl_aajr.rollout.env_checker import check_batched_env
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.victims import Victim
@@ -187,3 +188,70 @@ def test_refused_sides(kind: Any, teams: dict[str, str], agents: list[str] | Non
 def test_an_unknown_pay_is_refused() -> None:
     with pytest.raises(ValueError, match="pays out of loss, own; got 'zero'"):
         game(SPREAD, 1, team="team", agents=("agent_0",), pays="zero")
+
+
+class TestAlpha:
+    """A traitor that acts with probability α, or whose action is mixed with the victim's."""
+
+    def played(
+        self, spec: EnvironmentSpec, disturbance: Disturbance | None, **settings: Any
+    ) -> list[torch.Tensor]:
+        env = make_batch(spec, 6)
+        agents = list(env.possible_agents)[:2]
+        victim = each_its_own(spec) if "act" not in settings else team(spec)
+        act = settings.pop("act", 1)
+        game = AgentGame(
+            env, victim, team=env.teams[agents[0]], agents=agents, disturbance=disturbance, **settings
+        )
+        game.reset(seed=3)
+        rewards = []
+        for _ in range(10):
+            actions = {a: torch.full_like(zeros, act) for a, zeros in game.nothing().items()}
+            rewards.append(torch.stack(list(game.step(actions).rewards.values())))
+        return rewards
+
+    def test_at_1_it_always_acts_and_at_0_never(self) -> None:
+        always, never, half = (
+            self.played(SPREAD, Disturbance(kind="replace", size=alpha, by="run"))
+            for alpha in (1.0, 0.0, 0.5)
+        )
+        plain, loyal = self.played(SPREAD, None), self.played(SPREAD, None, loyal=True)
+        torch.testing.assert_close(always, plain)
+        torch.testing.assert_close(never, loyal)
+        assert not torch.equal(half[-1], plain[-1])
+        assert not torch.equal(half[-1], loyal[-1])
+
+    def test_mixed_actions_are_weighted_sums(self) -> None:
+        """α = 1 is the traitor's action alone, α = 0 the victim's."""
+        boxes = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 7, "continuous_actions": True})
+        mixes = [Disturbance(kind="mix", size=alpha, by="run") for alpha in (1.0, 0.0, 0.5)]
+        always, never, half = (self.played(boxes, mix, act=0.9) for mix in mixes)
+        plain = self.played(boxes, None, act=0.9)
+        torch.testing.assert_close(always, plain)
+        torch.testing.assert_close(never, self.played(boxes, None, act=0.9, loyal=True))
+        assert not torch.equal(half[-1], plain[-1])
+
+    def test_it_keeps_the_contract(self) -> None:
+        victim = team(RELAY, reader())
+
+        def build(num_envs: int) -> AgentGame:
+            disturbance = Disturbance(kind="replace", size=0.5, by="run")
+            env = make_batch(RELAY, num_envs)
+            return AgentGame(
+                env, victim, team="team", agents=["speaker", "listener"], disturbance=disturbance
+            )
+
+        check_batched_env(build, steps=15)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"alpha": 1.5}, r"expected α of replace in \[0, 1\], got 1.5"),
+            ({"mixed": True}, "expected alpha for mixed actions, got none"),
+            ({"alpha": 0.5, "kind": "opponent"}, "expected alpha of a traitor, got one of 'opponent'"),
+        ],
+    )
+    def test_refusals(self, settings: dict[str, Any], message: str) -> None:
+        given = {"env": "x", "victim": "y", "digest": "z", "kind": "traitor", **settings}
+        with pytest.raises(ValueError, match=message):
+            assert AgentThreat(**given).disturbance

@@ -24,7 +24,7 @@ from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim
 from tests.adversaries.test_agent_game import RELAY, TAG, each_its_own, reader
 from tests.evaluation.players import team
-from tests.training.runs import tiny
+from tests.training.runs import numbers, tiny
 
 SPEAKER = AdversaryRequest(kind="traitor", agents=("speaker",))
 
@@ -52,6 +52,29 @@ def test_training_finds_the_best_traitor(victims: RunDirectory, ray_session: Non
     assert returns["traitor"] == -10.0
     assert returns["traitor"] < returns["random"] < result.clean_return
     assert not result.failures
+
+
+def test_training_finds_the_best_traitor_that_acts_sometimes(
+    victims: RunDirectory, ray_session: None, tmp_path: Path
+) -> None:
+    """It lies whenever it may: a share of 2α is lost. All of a team may be such traitors."""
+    run = train_adversary(victims.path, kind="traitor", agents=["speaker"], alpha=0.3, env_steps=2000)
+    assert run == victims.path / "adversaries" / "traitor-alpha0.3-speaker"
+    selection = json.loads((run / RECORD).read_text())["selection"]
+    assert selection["trained"] == pytest.approx(-10 * (1 - 0.6), abs=0.8)
+    assert selection["clean"] == -10.0
+    result = evaluate(victims.path, adversaries=[run], episodes=200)
+    chance, trained = result.results[0].threats
+    assert (chance.form, trained.form, trained.source) == ("random", "trained", str(run))
+    assert trained.agents == chance.agents == ("speaker",)
+    assert trained.mean == pytest.approx(4.0, abs=0.8)
+    assert chance.mean == pytest.approx(7.0, abs=0.8)
+    assert not result.adversarial_agents
+    assert not result.failures
+    everybody = AdversaryRequest(kind="traitor", agents=("speaker", "listener"), alpha=0.3)
+    assert everybody.config(victims.path).env.kwargs["alpha"] == 0.3
+    learns = tiny(env={"name": RELAY.name}, disturb=f"replace=1,agents=speaker,by={run}", env_steps=200)
+    assert numbers(train(learns, tmp_path / "learns"))
 
 
 def test_an_environment_of_this_process_alone_needs_all_in_it(

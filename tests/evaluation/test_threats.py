@@ -1,7 +1,9 @@
-"""Threats without a size in an evaluation: sensor faults and other dynamics, on the same episodes."""
+"""Threats without a size in an evaluation: sensor faults, other dynamics, disturbed actions."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
+from marl_aajr.adversaries.robust_sarsa import RobustSarsa
 from marl_aajr.attacks import ATTACKS, Fault
-from marl_aajr.evaluation import Evaluation, evaluate
+from marl_aajr.evaluation import Evaluation, disturbed_rows, evaluate
+from marl_aajr.evaluation.disturbed_rows import DescendedValue, disturbance_checks
 from marl_aajr.evaluation.evaluator import Progress
 from marl_aajr.evaluation.sources import file_name
 from marl_aajr.evaluation.threats import curves
 from marl_aajr.evaluation.variations import parse_variation
-from marl_aajr.rollout.environments import resolve
+from marl_aajr.rollout.environments import make_batch, resolve
 from marl_aajr.victims import Victim
 from tests.evaluation.players import sign_reader, signs, stakes, suite, team
 
@@ -266,3 +270,116 @@ class TestDynamics:
         result = evaluate(team(PHYSICS), PHYSICS, suite=own)
         assert [row.label for row in result.results[0].threats] == ["mass = 2"]
         assert [skip.attack for skip in result.skipped] == ["vary wind"]
+
+
+class TestActions:
+    """Disturbed actions: by chance, by another policy, by the gradient of a critic."""
+
+    BOXES = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 6, "continuous_actions": True})
+
+    def test_what_changes_nothing_returns_what_is_returned_undisturbed(self, tmp_path: Path) -> None:
+        """α = 0 to the bit; the team itself as its adversary to rounding, whatever α."""
+        victim = sure()
+        victim.save(tmp_path / "same")
+        by = f"by={tmp_path / 'same'}"
+        asked = ["replace=0", f"replace=1,{by}", f"replace=0.4,{by}"]
+        settings: dict[str, Any] = {"episodes": 7, "num_envs": 4}
+        result = evaluate(victim, SPREAD, disturb=asked, **settings)
+        rows = {row.label: row for row in result.results[0].threats}
+        assert list(rows) == [
+            "replace, alpha 0 (random)",
+            "replace, alpha 1 (random)",
+            "replace, alpha 1 (trained)",
+            "replace, alpha 0.4 (random)",
+            "replace, alpha 0.4 (trained)",
+        ]
+        assert rows["replace, alpha 0 (random)"].returns == result.clean.returns
+        for alpha in ("1", "0.4"):
+            assert rows[f"replace, alpha {alpha} (trained)"].returns == pytest.approx(result.clean.returns)
+            chance = rows[f"replace, alpha {alpha} (random)"]
+            assert chance.mean != pytest.approx(result.clean.mean)
+            assert (chance.agents, chance.source) == (result.agents, "")
+        assert rows["replace, alpha 1 (trained)"].source == str(tmp_path / "same")
+        assert Evaluation.model_validate_json(result.model_dump_json()) == result
+
+    @pytest.mark.parametrize("normalized", [False, True])
+    def test_a_gradient_descends_to_the_corner_where_a_linear_critic_is_least(self, normalized: bool) -> None:
+        """Whatever units the policy's actions have, u is one of the environment's."""
+        victim = replace(team(self.BOXES), normalize_actions=normalized)
+        slope = torch.tensor([1.0, -2.0, 0.5, 0.0, -3.0])
+        seen: list[torch.Tensor] = []
+
+        class Linear(torch.nn.Module):
+            def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+                seen.append(actions.detach())
+                return actions @ slope
+
+        worst = DescendedValue(victim, ("agent_0",), {"shared": Linear()}, 0.4)  # type: ignore[dict-item]
+        own = torch.full((3, 5), 0.25)
+        u = worst(make_batch(self.BOXES, 3), {"agent_0": torch.zeros(3, 18)}, {"agent_0": own})["agent_0"]
+        assert torch.equal(u, -slope.sign().expand(3, 5))
+        start, step = (-0.5, 0.4) if normalized else (0.25, 0.2)
+        torch.testing.assert_close(seen[0], torch.full((3, 5), start))
+        torch.testing.assert_close(seen[-1], start - step * slope.sign().expand(3, 5))
+
+    def test_a_gradient_is_played_beside_noise_and_a_check_says_where_it_is_weaker(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        short = partial(RobustSarsa, experience=80, updates=2)
+        monkeypatch.setattr(disturbed_rows, "RobustSarsa", short)
+        result = evaluate(
+            team(self.BOXES), self.BOXES, disturb=["gradient=0.5", "mix=0"], episodes=8, num_envs=4
+        )
+        noise, gradient, mixed = result.results[0].threats
+        assert (noise.label, gradient.label) == ("noise, size 0.5 (random)", "gradient, size 0.5 (worst)")
+        assert noise.returns != gradient.returns
+        assert mixed.returns == result.clean.returns
+        (check,) = result.checks
+        assert check.name == "returns (greedy): gradient, size 0.5 (worst)"
+        for loss, verdict in ((-1.0, "pass"), (1.0, "fail")):
+            left = {"returns": tuple(value + loss for value in noise.returns), "mean": noise.mean + loss}
+            rows = (noise, gradient.model_copy(update=left))
+            (found,) = disturbance_checks(result.results[0].model_copy(update={"threats": rows}))
+            assert found.verdict == verdict
+            assert found.text.startswith("Undertrained" if verdict == "fail" else "It hurts")
+
+    def test_others_play_as_they_do(self) -> None:
+        """Of two agents with a worth of their own only the disturbed one loses."""
+        spec = stakes(worth=(1.0, 10.0), steps=6)
+        settings: dict[str, Any] = {"episodes": 9, "num_envs": 4}
+        (row,) = (
+            evaluate(team(spec, sign_reader()), spec, disturb=["replace=1,agents=agent_0"], **settings)
+            .results[0]
+            .threats
+        )
+        assert all(54 <= value <= 66 for value in row.returns)
+        assert row.mean < 66
+        assert row.agents == ("agent_0",)
+
+    @pytest.mark.parametrize(
+        ("disturb", "message"),
+        [
+            (["mix=0.1"], r"expected Box actions for mix, got Discrete\(5\)"),
+            (["gradient=0.1"], "expected Box actions for gradient"),
+            (["replace=1.1"], r"disturb: expected α of replace in \[0, 1\], got 1.1"),
+            (["replace=0.1,agents=bob"], "agent whose actions are disturbed .* got 'bob'"),
+            (["replace=0.1,by=/nowhere"], "expected the folder of a run, .* got /nowhere"),
+            (["replace=0.1", "replace=0.10"], "expected each disturbance once, got replace=0.1 twice"),
+        ],
+    )
+    def test_what_cannot_be_played_is_refused_before_anything_is(
+        self, disturb: list[str], message: str
+    ) -> None:
+        def played(_: object) -> None:
+            raise AssertionError("an episode was played")
+
+        with pytest.raises(ValueError, match=message):
+            evaluate(team(PHYSICS), PHYSICS, episodes=2, disturb=disturb, on_progress=played)
+
+    def test_a_suite_leaves_out_what_actions_do_not_allow(self) -> None:
+        own = suite(disturb=["replace=0.5", "noise=0.5"], attacks=["noise"], epsilons=[0.9])
+        told: list[Progress] = []
+        result = evaluate(team(PHYSICS), PHYSICS, suite=own, on_progress=told.append)
+        assert [row.label for row in result.results[0].threats] == ["replace, alpha 0.5 (random)"]
+        assert [skip.attack for skip in result.skipped] == ["disturb noise=0.5"]
+        assert told[-1].done == told[-1].total

@@ -100,6 +100,8 @@ def test_threats_without_a_size_are_asked_for_again(tmp_path: Path) -> None:
         threat("delay", "fault", "random", steps=2, share=0.5),
         threat("delay", "fault", "worst", steps=2, share=0.5),
         threat("bias", "fault", "worst", epsilon=0.3),
+        threat("replace", "actions", "random", alpha=0.1) | {"agents": ["agent_0"]},
+        threat("mix", "actions", "trained", alpha=0.5) | {"agents": ["agent_1"], "source": "runs/traitor"},
         *(threat("mass", "dynamics", "value", mass=value) for value in (0.5, 2)),
     ]
     first, second = evaluations(tmp_path, content | {"threats": threats})
@@ -108,6 +110,7 @@ def test_threats_without_a_size_are_asked_for_again(tmp_path: Path) -> None:
         {"attack": "bias", "epsilon": 0.3, "draws": 3},
     ]
     assert (first["attack"], second["attack"]) == (["pgd", *faults], ["noise"])
+    assert first["disturb"] == ["replace=0.1", "mix=0.5,agents=agent_1,by=runs/traitor"]
     assert first["vary"] == second["vary"] == ["kwargs.mass=0.5,2"]
 
 
