@@ -27,7 +27,7 @@ together (`deaf_return`) is to give up some goods so as to quarrel less.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations
 from typing import ClassVar
@@ -200,7 +200,8 @@ class BargainBatch(TensorBatch):
         )
         self.game, count = game, len(agents)
         sizes = {"name": 1, "values": 2 * goods, "own_message": _MESSAGE, "messages": (count - 1) * _MESSAGE}
-        self.channels = dict.fromkeys(agents, in_order(sizes))
+        channels = {n: replace(own, words=self.words) for n, own in in_order(sizes).items()}
+        self.channels = dict.fromkeys(agents, channels)
         with torch.inference_mode(False):
             self.values = torch.zeros(count, goods, num_envs, device=self.device, dtype=dtype)
             self.opinions = torch.zeros(count, 2 * goods, num_envs, device=self.device, dtype=torch.int64)

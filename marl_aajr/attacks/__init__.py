@@ -25,9 +25,11 @@ from marl_aajr.attacks.base import Access, Attack, Attacked, BudgetError, greedy
 from marl_aajr.attacks.faults import FAULTS, Fault
 from marl_aajr.attacks.gradient import FGSM, PGD, CriticPGD, MarginPGD, TargetedPGD
 from marl_aajr.attacks.gradient_free import GaussianNoise, SquareAttack, UniformNoise, WorstNoise
+from marl_aajr.attacks.substitution import ExhaustiveWords, GradientWords, GreedyWords, RandomWords
 from marl_aajr.attacks.transfer import Transfer
 from marl_aajr.core.checks import made, one_of
 from marl_aajr.core.threat import PerturbationSet, Unlimited
+from marl_aajr.core.word_budget import WordBudget
 
 __all__ = [
     "ATTACKS",
@@ -38,9 +40,13 @@ __all__ = [
     "Attacked",
     "BudgetError",
     "CriticPGD",
+    "ExhaustiveWords",
     "Fault",
     "GaussianNoise",
+    "GradientWords",
+    "GreedyWords",
     "MarginPGD",
+    "RandomWords",
     "SquareAttack",
     "StrongMarginPGD",
     "StrongPGD",
@@ -70,6 +76,10 @@ _HERE: tuple[type[Attack], ...] = (
     SquareAttack,
     Transfer,
     *FAULTS,
+    RandomWords,
+    GradientWords,
+    GreedyWords,
+    ExhaustiveWords,
 )
 """The weakest controls first."""
 
@@ -159,7 +169,7 @@ def make_attack(name: str, *, epsilon: float | None = None, **settings: Any) -> 
     """
     cls = attack_class(name)
     own = {f.name for f in dataclasses.fields(cls) if not f.name.startswith("_")} - {"perturbations"}
-    space = PerturbationSet if cls.sized else Unlimited
+    space = (WordBudget if "words" in cls.norms else PerturbationSet) if cls.sized else Unlimited
     budget = {f.name for f in dataclasses.fields(space)} - ({"epsilon"} if cls.sized else {"epsilon", "norm"})
     if unknown := sorted(set(settings) - own - budget):
         known = ", ".join(sorted(own | budget))

@@ -5,9 +5,8 @@
 A subclass writes `Attack.run` and nothing else. An attack never grades itself: its proposal is refused
 where it exceeds the budget, projected, and evaluated by asking the policy anew.
 
-Some attacks must know whose policy they face (`Attack.against`). Some must play first, to learn from the
-victim what they need (`marl_aajr.adversaries.learned`); `Attack.ready` says whether they have. Some remember
-what they saw of an episode, and some are held to no size (`marl_aajr.attacks.faults`).
+Some attacks must know whose policy they face (`Attack.against`), or play first (`Attack.ready`;
+`marl_aajr.adversaries.learned`). Some remember an episode, or have no size (`marl_aajr.attacks.faults`).
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from marl_aajr.core.distributions import ActionDistribution, DiagGaussian
 from marl_aajr.core.objectives import Clean, Custom, Objective, Surrogate, make_objective
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.seeds import Randomness
-from marl_aajr.core.threat import PerturbationSet, Unlimited
+from marl_aajr.core.threat import Norm, PerturbationSet, SetNorm, Unlimited
 from marl_aajr.victims import Victim
 
 Access = Literal["none", "queries", "gradients", "surrogate", "learned"]
@@ -98,6 +97,7 @@ class Attack(ABC):
     """Whether it chooses for all attacked agents of a step at once: see `choose_actions`."""
     sized: ClassVar[bool] = True
     """Whether δ is held to a radius ε; if not, its set is `Unlimited`."""
+    norms: ClassVar[tuple[SetNorm, ...]] = get_args(Norm)  # that the radius may be in
     _mixes_sizes: ClassVar[bool] = False
 
     perturbations: PerturbationSet

@@ -18,6 +18,7 @@ from gymnasium import spaces
 from marl_aajr.core.checks import one_of, whole
 from marl_aajr.core.environment_values import agent_name
 from marl_aajr.core.flat_observations import FlatBox, own_part, parts
+from marl_aajr.core.words import Words
 
 CHANNELS = "env.channels"
 """The setting; beside the arguments of an environment, the key that it stands under."""
@@ -33,10 +34,12 @@ class Channel:
         features: their places in the observation as a vector.
         choices: n > 0, where the features are choices one behind the other, each one-hot of n (or all zero,
             where nothing was chosen); 0: they are numbers.
+        words: where the features are tokens, what these stand for.
     """
 
     features: tuple[int, ...]
     choices: int = 0
+    words: Words | None = None
 
     def __post_init__(self) -> None:
         whole("choices", self.choices, least=0)

@@ -21,6 +21,8 @@ from marl_aajr.core.checks import one_of, whole
 from marl_aajr.core.seeds import Randomness, drawn
 
 Norm = Literal["linf", "l2"]
+SetNorm = Literal["linf", "l2", "words"]
+"""A norm, or what is counted: `marl_aajr.core.word_budget.WordBudget`."""
 _TOLERANCE = 1e-4
 
 
@@ -57,10 +59,10 @@ class PerturbationSet:
                 f"expected a finite epsilon > 0, got {self.epsilon}; for no perturbation use no attack "
                 "and no regularizer"
             )
+        one_of("norm", self.norm, get_args(Norm))
         self._check_limits()
 
     def _check_limits(self) -> None:
-        one_of("norm", self.norm, get_args(Norm))
         for name in ("mask", "scale", "low", "high", "channels"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, int | float | str):

@@ -55,10 +55,27 @@ class Words:
         return cls(vocabulary, numbers, actions=tuple(actions))
 
     @cached_property
-    def replaceable(self) -> Tensor:
-        """Whether word v may stand in the place of word w, another one, `[V, V]` bool by (w, v)."""
-        kind = torch.tensor(self.synonyms)
-        return (kind[:, None] == kind) & ~torch.eye(len(kind), dtype=torch.bool)
+    def others(self) -> Tensor:
+        """The synonyms of each word, padded behind with the word itself, `[V, R]`."""
+        return self._substitutes[0]
+
+    @cached_property
+    def legal(self) -> Tensor:
+        """Whether one of `others` is a synonym, and not the word itself, `[V, R]` bool."""
+        return self._substitutes[1]
+
+    @cached_property
+    def _substitutes(self) -> tuple[Tensor, Tensor]:
+        classes: dict[int, list[int]] = {}
+        for token, kind in enumerate(self.synonyms):
+            classes.setdefault(kind, []).append(token)
+        most = max(map(len, classes.values())) - 1
+        own = torch.arange(len(self))
+        others = own[:, None].repeat(1, most)
+        for token, kind in enumerate(self.synonyms):
+            found = [other for other in classes[kind] if other != token]
+            others[token, : len(found)] = torch.tensor(found, dtype=torch.int64)
+        return others, others != own[:, None]
 
     def text(self, tokens: Iterable[float]) -> str:
         """The words of some tokens, without padding."""

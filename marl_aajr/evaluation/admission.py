@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import Attack, Fault, Transfer
@@ -16,7 +17,8 @@ from marl_aajr.core.environment_values import TO_FLOAT
 from marl_aajr.core.flat_observations import FlatBox, check_mask_is_named
 from marl_aajr.core.policy import differentiable
 from marl_aajr.core.seeds import Purpose, derived_seed
-from marl_aajr.core.threat import Norm
+from marl_aajr.core.threat import SetNorm
+from marl_aajr.core.token_network import TokenNetwork
 from marl_aajr.evaluation.attack_entries import AttackEntry
 from marl_aajr.evaluation.attack_schedule import has_preferences
 from marl_aajr.evaluation.budget import Budget
@@ -31,6 +33,7 @@ from marl_aajr.rollout.environments import EnvironmentSpec, resolve
 from marl_aajr.victims import Victim
 from marl_aajr.victims.filters import at_network
 from marl_aajr.victims.portable import check_portable
+from marl_aajr.victims.victim_policy import VictimPolicy
 
 
 def named_agents(agents: Collection[str] | None, budget: Budget) -> Collection[str] | None:
@@ -121,15 +124,16 @@ def common_set(attacks: Sequence[Attack], suite: Suite) -> Suite:
     return suite.changed(norm=norm, channels=channels)
 
 
-def _sized(entries: Sequence[AttackEntry], suite: Suite, *, force: Norm | None) -> list[Attack]:
+def _sized(entries: Sequence[AttackEntry], suite: Suite, *, force: SetNorm | None) -> list[Attack]:
     """The attacks at their sizes, of a norm where one is asked for, held to the suite's channels."""
     found = []
     for entry in entries:
         sizes = suite.epsilons if entry.epsilon is None else (entry.epsilon,)
         for epsilon in sizes if entry.sized else (1.0,):
             attack = entry.at(epsilon, norm=suite.norm)
-            if attack.sized and force is not None and force != attack.perturbations.norm:
-                attack = replace(attack, perturbations=replace(attack.perturbations, norm=force))
+            own = attack.perturbations
+            if attack.sized and force is not None and force != "words" and force in attack.norms:
+                attack = replace(attack, perturbations=replace(own, norm=force))
             if suite.channels and attack.perturbations.channels is None:
                 attack = replace(attack, perturbations=replace(attack.perturbations, channels=suite.channels))
             found.append(attack)
@@ -232,7 +236,8 @@ def check_attack(
     for agent in reachable(attack, victim, agents, channels):
         space = victim.observation_spaces[agent]
         flat = space if isinstance(space, FlatBox) else None
-        if not np.issubdtype(space.dtype, np.floating) or (flat and not any(flat.free)):
+        policy, inputs = _probe(victim, agent)
+        if not (np.issubdtype(space.dtype, np.floating) or policy.block) or (flat and not any(flat.free)):
             raise ValueError(
                 f"expected float observations to attack, got {space} for {agent!r}; leave the attack out, "
                 f"or train on {TO_FLOAT}"
@@ -243,17 +248,24 @@ def check_attack(
             instead = "say by the mask of the attack's perturbations which features it may touch"
             check_mask_is_named(flat.structure, acts, instead=instead, agent=agent)
         attack.objective_for(victim.distribution(agent))
-        nothing = torch.zeros(1, int(np.prod(space.shape or ())))
-        at_network(own.perturbations, space, None, units="network").project(nothing, nothing)
+        inside = at_network(own.perturbations, space, None, units="network").fitting(policy.block)
+        inside.project(torch.zeros_like(inputs), inputs)
         if attack.ready:
-            attack.against(victim, agent)
-        first = victim.memory().recall({agent: torch.zeros(1, dtype=torch.int64)})
-        follows = attack.access in ("gradients", "learned")
-        if follows and not differentiable(victim.policy(agent, state=first), nothing):
+            own.against(victim, agent)
+        if attack.access in ("gradients", "learned") and not differentiable(policy, inputs):
             raise ValueError(
                 f"expected a policy with gradients for the attack {attack.name!r}, got one for {agent!r} "
                 "that torch cannot differentiate by its inputs; use square, noise-worst or transfer"
             )
+
+
+def _probe(victim: Victim, agent: str) -> tuple[VictimPolicy, Tensor]:
+    """The policy of an agent at the beginning of an episode, and its inputs `[1, d]` from zeros."""
+    obs = torch.zeros(1, *(victim.observation_spaces[agent].shape or ()))
+    first = victim.memory().recall({agent: torch.zeros(1, dtype=torch.int64)})
+    reads = isinstance(victim.modules[victim.module_of[agent]], TokenNetwork)
+    policy = victim.policy(agent, state=first, tokens=obs.flatten(1).long() if reads else None)
+    return policy, policy.embed(obs.long().flatten(1)) if reads else obs.flatten(1)
 
 
 def fitted(evaluator: Evaluator, attacks: Sequence[Attack]) -> tuple[Attack, ...]:

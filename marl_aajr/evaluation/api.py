@@ -29,6 +29,7 @@ from marl_aajr.evaluation.replacements import Replacement, admitted_controls, re
 from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.evaluation.variations import admitted_variations
+from marl_aajr.evaluation.word_checks import word_return_checks
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import SAID, announce, choose_agents
 from marl_aajr.training.run_directory import RunDirectory
@@ -282,7 +283,8 @@ def _checks(
         distributions = [evaluator.victim.distribution(agent) for agent in evaluator.agents]
         yield from attack_checks(evaluator, attacks, observed)
         for row in rows:
-            yield from return_checks(row, distributions)
+            in_words = evaluator.suite.norm == "words"
+            yield from word_return_checks(row) if in_words else return_checks(row, distributions)
     for row in rows:
         yield from agent_checks(row)
         yield from disturbance_checks(row)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, InstanceOf, TypeAdapter, model_validator
 
 from marl_aajr.attacks import Attack, attack_class, make_attack
-from marl_aajr.core.threat import Norm
+from marl_aajr.core.threat import SetNorm
 from marl_aajr.training.fields import Positive, Section
 
 
@@ -52,13 +52,18 @@ class AttackEntry(Section):
         """Whether the attack has an ε."""
         return (attack_class(self.attack) if isinstance(self.attack, str) else self.attack).sized
 
-    def at(self, epsilon: float, *, norm: Norm = "linf") -> Attack:
-        """The attack with a size, if it has any; that of a name with a norm unless its settings have one."""
+    def at(self, epsilon: float, *, norm: SetNorm = "linf") -> Attack:
+        """The attack with a size, if it has any; that of a name with a norm unless its settings have one.
+
+        An attack that is not defined in this norm has its own.
+        """
         if isinstance(self.attack, Attack):
             return self.attack.at(epsilon)
         if not self.sized:
             return make_attack(self.attack, **self.settings)
-        return make_attack(self.attack, epsilon=epsilon, **{"norm": norm, **self.settings})
+        known = attack_class(self.attack).norms
+        given = {"norm": norm if norm in known else known[0], **self.settings}
+        return make_attack(self.attack, epsilon=epsilon, **given)
 
 
 def _attack_fields(value: Any) -> Any:

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from marl_aajr.attacks import Access, Attack, make_attack
-from marl_aajr.core.threat import Norm
+from marl_aajr.core.threat import SetNorm
 from marl_aajr.evaluation.budget import Timing
 
 Actions = Literal["greedy", "sampled"]
@@ -75,7 +75,7 @@ class AttackSpec(ResultModel):
     name: str
     access: Access
     epsilon: Radius
-    norm: Norm
+    norm: SetNorm
     settings: Settings = Field(default_factory=dict)
     source: str = ""
 

@@ -1,16 +1,16 @@
 """Preflight: questions to a policy that tell whether the attacks have the means to attack it at all.
 
 A gradient attack against a policy that hides its gradients proves nothing. These questions are asked of
-every victim, on decisions that it really meets (`ObservationSampler`), before its returns are believed. They
-are the field's list: Athalye 2018 (arXiv 1802.00420), Carlini 2019 (arXiv 1902.06705), Croce 2020 (arXiv
-2003.01690). On the same decisions a ladder of attacks is climbed, whichever attacks the suite has; the order
-that they must come in is checked by `order_checks`.
+every victim, on decisions that it really meets (`ObservationSampler`), before its returns are believed
+(Athalye 2018, arXiv 1802.00420; Carlini 2019, arXiv 1902.06705; Croce 2020, arXiv 2003.01690). On the same
+decisions a ladder of attacks is climbed, whichever the suite has; `order_checks` checks their order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -24,10 +24,12 @@ from marl_aajr.core.objectives import Clean, make_objective
 from marl_aajr.core.policy import differentiable
 from marl_aajr.core.seeds import Purpose, derived_seed, stream
 from marl_aajr.core.threat import PerturbationSet
+from marl_aajr.core.word_budget import WordBudget
 from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.order_checks import objective_checks
 from marl_aajr.evaluation.prepared_attack import reachable
 from marl_aajr.evaluation.result import Check
+from marl_aajr.evaluation.word_checks import in_ball, word_objective_checks
 from marl_aajr.victims import Victim, VictimPolicy
 from marl_aajr.victims.stepper import DecisionBatch
 
@@ -90,12 +92,12 @@ def attack_checks(
     reached = reachable(attacks[0], victim, evaluator.env.possible_agents, evaluator.env.channels)
     samples = observed.samples([group for group in groups if group[0] in reached])
     by_size = {a.perturbations.epsilon: a.perturbations for a in attacks}
-    noise = ladder(by_size[max(by_size)])["noise"]
+    noise = UniformNoise(perturbations=in_ball(by_size[max(by_size)]))
     health = [
         examine(
             sample,
             victim,
-            evaluator.prepared(noise, sample.agent).perturbations,
+            evaluator.prepared(noise, sample.agent).perturbations.fitting(sample.policy.block),
             generator=stream(evaluator.seed, Purpose.PROBE),
         )
         for sample in samples
@@ -103,6 +105,9 @@ def attack_checks(
     if not all(h.differentiable for h in health):
         return report(health)
     seed = derived_seed(evaluator.seed, Purpose.PROBE)
+    if words := [own for _, own in sorted(by_size.items()) if isinstance(own, WordBudget)]:
+        own = partial(climb, samples, prepared=evaluator.prepared, seed=seed)
+        return [*report(health), *word_objective_checks(words, own)]
     transfers = list({a.source: a for a in attacks if isinstance(a, Transfer)}.values())
     gains = {
         epsilon: climb(samples, ladder(by_size[epsilon], transfers), evaluator.prepared, seed=seed)

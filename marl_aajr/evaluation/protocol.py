@@ -17,7 +17,7 @@ import yaml
 from pydantic import AfterValidator, InstanceOf, field_validator, model_validator
 
 from marl_aajr.core.checks import one_of
-from marl_aajr.core.threat import Norm
+from marl_aajr.core.threat import SetNorm
 from marl_aajr.evaluation.attack_entries import Attacks
 from marl_aajr.evaluation.budget import Budget, ReadBudget, as_budget
 from marl_aajr.evaluation.outcomes import Actions, Control, Units
@@ -67,7 +67,7 @@ class Suite(Section):
     selection_episodes: Whole = 0
     actions: ActionKinds = ("greedy",)
     units: Units | None = None
-    norm: Norm = "linf"
+    norm: SetNorm = "linf"
     channels: ChannelNames = ()
     budget: ReadBudget = Budget()
     weakest_link: bool = False
@@ -142,7 +142,7 @@ class Protocol(Section):
     selection_episodes: Whole | None = None
     actions: ActionKinds | None = None
     units: Units | None = None
-    norm: Norm | None = None
+    norm: SetNorm | None = None
     channels: ChannelNames | None = None
     budget: str | InstanceOf[Budget] | None = None
     weakest_link: bool | None = None

@@ -23,7 +23,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, FiniteFloat, model_validator
 from pydantic.dataclasses import dataclass
 
-from marl_aajr.core.threat import Norm
+from marl_aajr.core.threat import SetNorm
 from marl_aajr.evaluation.budget import Budget, ReadBudget
 from marl_aajr.evaluation.intervals import LEVEL
 from marl_aajr.evaluation.outcomes import (
@@ -199,7 +199,7 @@ class Evaluation(ResultModel):
     budget: ReadBudget = Budget()
     suite: str = ""
     units: Units
-    norm: Norm = "linf"
+    norm: SetNorm = "linf"
     channels: tuple[str, ...] = ()
     smoothing: ReadSmoothing | None = None
     seed: int

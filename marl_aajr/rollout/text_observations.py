@@ -17,7 +17,9 @@ from gymnasium import spaces
 from pettingzoo.utils.env import AECEnv, ParallelEnv
 from pettingzoo.utils.wrappers import BaseParallelWrapper, BaseWrapper
 
+from marl_aajr.core.channels import Channel
 from marl_aajr.core.checks import whole
+from marl_aajr.core.flat_observations import own_part
 from marl_aajr.core.words import Words
 from marl_aajr.rollout.adapters import to_pettingzoo
 from marl_aajr.rollout.teams import outermost
@@ -71,17 +73,23 @@ class _Reader:
             for word in said:
                 self._encode(word)
 
+    @property
+    def channels(self) -> dict[Any, dict[str, Channel]]:
+        """All that an agent reads, as one channel; none where it sees more than one text."""
+        text = {"text": Channel(tuple(range(self.length)), words=self.words)}
+        return {agent: text for agent, space in self.spaces.items() if _is_text(own_part(space)[0])}
+
     def space(self, space: spaces.Space[Any]) -> spaces.Space[Any]:
         if isinstance(space, spaces.Dict):
             return spaces.Dict({key: self.space(part) for key, part in space.items()})
-        if isinstance(space, spaces.Text):
+        if _is_text(space):
             return spaces.Box(0, len(self.words) - 1, (self.length,), np.int64)
         return space
 
     def read(self, space: spaces.Space[Any], obs: Any) -> Any:
         if isinstance(space, spaces.Dict):
             return {key: self.read(part, obs[key]) for key, part in space.items()}
-        if not isinstance(space, spaces.Text):
+        if not _is_text(space):
             return obs
         if len(tokens := self._encode(obs)) > self.length:
             raise ValueError(
@@ -97,7 +105,7 @@ class _Reader:
 class _TokenizedParallel(BaseParallelWrapper[Any, Any, Any]):
     def __init__(self, env: ParallelEnv[Any, Any, Any], reader: _Reader) -> None:
         super().__init__(env)
-        self._reader, self.words = reader, reader.words
+        self._reader, self.words, self.channels = reader, reader.words, reader.channels
         self.observation_spaces = {agent: reader.space(space) for agent, space in reader.spaces.items()}
 
     def observation_space(self, agent: Any) -> spaces.Space[Any]:
@@ -115,7 +123,7 @@ class _TokenizedParallel(BaseParallelWrapper[Any, Any, Any]):
 class _TokenizedTurns(BaseWrapper[Any, Any, Any]):
     def __init__(self, env: AECEnv[Any, Any, Any], reader: _Reader) -> None:
         super().__init__(env)
-        self._reader, self.words = reader, reader.words
+        self._reader, self.words, self.channels = reader, reader.words, reader.channels
         self.observation_spaces = {agent: reader.space(space) for agent, space in reader.spaces.items()}
 
     def observation_space(self, agent: Any) -> spaces.Space[Any]:
@@ -125,10 +133,12 @@ class _TokenizedTurns(BaseWrapper[Any, Any, Any]):
         return self._reader.read(self._reader.spaces[agent], self.env.observe(agent))
 
 
+def _is_text(space: Any) -> bool:
+    return isinstance(space, spaces.Text)
+
+
 def _has_text(space: spaces.Space[Any]) -> bool:
-    return isinstance(space, spaces.Text) or (
-        isinstance(space, spaces.Dict) and any(map(_has_text, space.values()))
-    )
+    return _is_text(space) or (isinstance(space, spaces.Dict) and any(map(_has_text, space.values())))
 
 
 def _vocabulary(tokenizer: Any) -> tuple[Words, Callable[[str], Sequence[int]]]:

@@ -16,8 +16,10 @@ from tests.networks import generator, tanh_policy
 
 FEATURES = 6
 DISCRETE_ONLY = {"pgd-margin", "pgd-strong-margin", "pgd-targeted"}
-ELSEWHERE = {"transfer", "sa-rl", "pa-ad", "delay", "freeze"}
-"""Need a whole victim, or a past: see test_transfer.py, test_learned.py and test_sensor_faults.py."""
+ON_WORDS = {name for name, cls in ATTACKS.items() if cls.norms == ("words",)}
+ELSEWHERE = {"transfer", "sa-rl", "pa-ad", "delay", "freeze"} | ON_WORDS
+"""Need a whole victim, a past, or words: see test_transfer.py, test_learned.py, test_sensor_faults.py and
+test_substitution.py."""
 NAMES = [name for name in ATTACKS if name not in ELSEWHERE]
 
 
@@ -40,7 +42,9 @@ def ready(
 
 
 def named(name: str, **settings: Any) -> Attack:
-    """An attack by name; one that has no size, without size and norm."""
+    """An attack by name; one that has no size, without size and norm; on words of one word."""
+    if name in ON_WORDS:
+        settings = {**settings, "epsilon": 1.0, "norm": "words"}
     nothing = set() if ATTACKS[name].sized else {"epsilon", "norm"}
     return make_attack(name, **{key: value for key, value in settings.items() if key not in nothing})
 

@@ -28,6 +28,7 @@ from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGa
 from marl_aajr.core.objectives import KL, Clean
 from marl_aajr.core.policy import ModulePolicy, Policy
 from marl_aajr.core.threat import PerturbationSet, Unlimited
+from marl_aajr.core.word_budget import WordBudget
 from tests.adversaries.opponents import against, named, policy_with_critic
 from tests.networks import DISTRIBUTIONS, generator, observations, parameters, tanh_policy
 
@@ -104,10 +105,10 @@ def test_same_generator_same_attack(distribution: ActionDistribution) -> None:
 def test_attacks_are_values(attack: Attack) -> None:
     assert pickle.loads(pickle.dumps(attack)) == attack
     classes = {cls.__name__: cls for cls in ATTACKS.values()}
-    spaces: dict[str, type] = {"PerturbationSet": PerturbationSet, "Unlimited": Unlimited}
+    spaces = {cls.__name__: cls for cls in (PerturbationSet, Unlimited, WordBudget)}
     assert eval(repr(attack), {**spaces, **classes}) == attack
-    assert hash(attack.at(0.1)) == hash(attack)
-    assert attack.at(0.3).perturbations.epsilon == (0.3 if attack.sized else inf)
+    assert hash(attack.at(attack.perturbations.epsilon)) == hash(attack)
+    assert attack.at(3.0).perturbations.epsilon == (3.0 if attack.sized else inf)
     assert attack.name
     assert attack.summary
     with pytest.raises(AttributeError):

@@ -188,8 +188,9 @@ def test_words_are_each_there_once_and_missing_ones_are_named() -> None:
         Words.of([("hat", "cap"), ("hat",)])
     with pytest.raises(ValueError, match="without hat"):
         Words.of([("cap",)], actions=["hat"])
-    table = words.replaceable
-    books = words.vocabulary.index("books")
-    assert table[books].nonzero().flatten().tolist() == [books + 1, books + 2, books + 3]
-    assert not table[words.vocabulary.index("ann")].any()
-    assert not table[0].any()
+    books, ann = (words.vocabulary.index(word) for word in ("books", "ann"))
+    assert words.others[books].tolist() == [books + 1, books + 2, books + 3]
+    assert words.others[books + 2].tolist() == [books, books + 1, books + 3]
+    assert words.legal[books].all()
+    assert words.others[ann].tolist() == [ann] * 3
+    assert not words.legal[[0, ann]].any()

@@ -23,7 +23,11 @@ class TestAttackSpec:
 
     @pytest.mark.parametrize("name", [name for name, cls in ATTACKS.items() if cls.sized])
     def test_every_attack_can_be_made_again(self, name: str) -> None:
-        attack = make_attack(name, epsilon=0.25, norm="l2", low=(-1.0, 0.0))
+        of_words = ATTACKS[name].norms == ("words",)
+        size: dict[str, object] = {"epsilon": 2.0, "mask": (True, False)}
+        if not of_words:
+            size = {"epsilon": 0.25, "norm": "l2", "low": (-1.0, 0.0)}
+        attack = make_attack(name, **size)  # type: ignore[arg-type]
         spec = AttackSpec.model_validate_json(AttackSpec.of(attack).model_dump_json())
         assert spec == AttackSpec.of(attack)
         assert hash(spec) == hash(AttackSpec.of(attack))

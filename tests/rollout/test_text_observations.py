@@ -105,7 +105,8 @@ def test_tokenizers_of_hugging_face_serve() -> None:
     env = tokenized(Doors(), hugging_face(pad_token="[pad]"), length=5)
     assert env.reset()[0]["left"].tolist() == [4, 3, 2, 0, 0]
     assert env.words.vocabulary[3] == "red"
-    assert not env.words.replaceable.any()
+    assert env.words.others.shape == (5, 0)  # it knows no synonyms
+    assert not env.channels["left"]["text"].choices
 
 
 @pytest.mark.parametrize("kind", ["ours", "theirs"])

@@ -1,0 +1,104 @@
+"""Agents that read, judged under other words: rows, checks, refusals, and what is written of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from marl_aajr.envs.bargain_v0 import batched_env
+from torch import Tensor, nn
+
+from marl_aajr import Victim, evaluate
+from marl_aajr.core.token_network import TokenNetwork
+from marl_aajr.evaluation.result import Evaluation
+
+BARGAIN = "marl_aajr.envs.bargain_v0"
+FEW: dict[str, Any] = {"episodes": 12, "selection_episodes": 6, "seed": 0}
+
+
+class Listener(TokenNetwork):
+    """Claims what it loves and then what it claimed, but gives way where both want the same.
+
+    Of common words it knows the meaning; a rare synonym of a noun means nothing to it, an adjective never.
+    """
+
+    def __init__(self, *, reads: bool = True) -> None:
+        super().__init__()
+        words = batched_env(1).words
+        self.table = nn.Embedding.from_pretrained(torch.eye(len(words)), freeze=True)
+        noun = torch.zeros(len(words), 3)
+        for good, word in enumerate(words.actions):
+            noun[words.vocabulary.index(word), good] = 1.0
+        opinion = torch.zeros(len(words))
+        for worth, word in ((2.0, "love"), (1.0, "like")):
+            kind = words.synonyms[words.vocabulary.index(word)]
+            opinion += worth * (torch.tensor(words.synonyms) == kind)
+        name = torch.zeros(len(words))
+        name[words.vocabulary.index("bob")] = 1.0
+        for key, value in {"noun": noun, "opinion": opinion, "name": name}.items():
+            self.register_buffer(key, value * reads)
+
+    @property
+    def embeddings(self) -> Tensor:
+        return self.table.weight
+
+    def from_embedding(self, embedded: Tensor, tokens: Tensor) -> Tensor:
+        worth = embedded[:, 1:7:2] @ self.get_buffer("opinion")
+        own, other = (embedded[:, place] @ self.get_buffer("noun") for place in (10, 15))
+        gives_way = (embedded[:, 0] @ self.get_buffer("name"))[:, None]
+        return worth + 4 * own - gives_way * 5.5 * own * other
+
+
+def team(network: TokenNetwork) -> Victim:
+    env = batched_env(1)
+    return Victim(
+        module_of=dict.fromkeys(env.possible_agents, "reader"),
+        modules={"reader": network},
+        observation_spaces=env.observation_spaces,
+        action_spaces=env.action_spaces,
+        env_name=BARGAIN,
+    )
+
+
+@pytest.fixture(scope="module")
+def judged() -> Evaluation:
+    how = {"suite": "words", "channels": ["messages"], "actions": ["greedy"], "epsilons": [1, 2]}
+    return evaluate(team(Listener()), **how, **FEW)  # type: ignore[arg-type]
+
+
+def rows(evaluation: Evaluation) -> Mapping[tuple[str, float], float]:
+    (found,) = evaluation.results
+    return {(row.attack.name, row.epsilon): row.mean for row in found.attacks}
+
+
+def test_other_words_cost_what_a_listener_does_not_know(judged: Evaluation) -> None:
+    (found,) = judged.results
+    mean = rows(judged)
+    assert judged.norm == "words"
+    assert judged.channels == ("messages",)
+    assert {count for name, count in mean if name == "words-greedy"} == {1, 2}
+    assert [count for name, count in mean if name == "words-exhaustive"] == [1]
+    # One word is enough: it is the noun, which greedy, HotFlip and every sentence find.
+    for name in ("words-greedy", "words-gradient", "words-exhaustive"):
+        assert mean[name, 1] < mean["words-random", 1] < found.clean.mean, name
+    assert mean["words-greedy", 1] == mean["words-exhaustive", 1]
+    assert {worst.epsilon: worst.attack for worst in found.worst}[1].name != "words-random"
+    assert all(check.verdict == "pass" for check in judged.checks if "word" in check.name), judged.checks
+    assert [c.name for c in judged.checks if "sentence" in c.name] == ["one word ≤ every sentence"]
+
+
+def test_who_does_not_listen_loses_nothing() -> None:
+    """Its values are its own: held to the others' words, an attack changes nothing."""
+    judged = evaluate(
+        team(Listener(reads=False)), attacks=["words-greedy"], epsilons=[4], channels=["messages"], **FEW
+    )
+    (found,) = judged.results
+    assert found.attacks[0].returns == found.clean.returns
+    assert found.attacks[0].success_rate == 0
+
+
+def test_words_are_not_mixed_with_balls() -> None:
+    with pytest.raises(ValueError, match=r"attacks of one norm.*words-greedy in words"):
+        evaluate(team(Listener()), attacks=["words-greedy", "pgd"], epsilons=[1], **FEW)
