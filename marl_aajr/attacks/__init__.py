@@ -25,6 +25,7 @@ from marl_aajr.attacks.base import Access, Attack, Attacked, BudgetError, greedy
 from marl_aajr.attacks.faults import FAULTS, Fault
 from marl_aajr.attacks.gradient import FGSM, PGD, CriticPGD, MarginPGD, TargetedPGD
 from marl_aajr.attacks.gradient_free import GaussianNoise, SquareAttack, UniformNoise, WorstNoise
+from marl_aajr.attacks.messages import RandomMessages, WorstMessages
 from marl_aajr.attacks.substitution import ExhaustiveWords, GradientWords, GreedyWords, RandomWords
 from marl_aajr.attacks.transfer import Transfer
 from marl_aajr.core.checks import made, one_of
@@ -46,6 +47,7 @@ __all__ = [
     "GradientWords",
     "GreedyWords",
     "MarginPGD",
+    "RandomMessages",
     "RandomWords",
     "SquareAttack",
     "StrongMarginPGD",
@@ -53,6 +55,7 @@ __all__ = [
     "TargetedPGD",
     "Transfer",
     "UniformNoise",
+    "WorstMessages",
     "WorstNoise",
     "attack_class",
     "greedy_action_changed",
@@ -75,6 +78,8 @@ _HERE: tuple[type[Attack], ...] = (
     CriticPGD,
     SquareAttack,
     Transfer,
+    RandomMessages,
+    WorstMessages,
     *FAULTS,
     RandomWords,
     GradientWords,

@@ -22,14 +22,14 @@ from marl_aajr.core.token_network import TokenNetwork
 from marl_aajr.evaluation.attack_entries import AttackEntry
 from marl_aajr.evaluation.attack_schedule import has_preferences
 from marl_aajr.evaluation.budget import Budget
+from marl_aajr.evaluation.company import Judged
 from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.fault_limits import check_fault, check_fits, longest_episode
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.prepared_attack import held_attack, reachable
 from marl_aajr.evaluation.protocol import Protocol, Suite
 from marl_aajr.evaluation.result import Skipped
-from marl_aajr.rollout.batched_env import BatchedEnv
-from marl_aajr.rollout.environments import EnvironmentSpec, resolve
+from marl_aajr.rollout.environments import resolve
 from marl_aajr.victims import Victim
 from marl_aajr.victims.filters import at_network
 from marl_aajr.victims.portable import check_portable
@@ -104,24 +104,22 @@ def requested(
 
 
 def common_set(attacks: Sequence[Attack], suite: Suite) -> Suite:
-    """A suite with the norm of its attacks and the channels that they are held to.
+    """A suite with the norm of its attacks, and with the channels that all of them are held to by themselves.
 
     Raises:
-        ValueError: they have several.
+        ValueError: attacks of several norms.
     """
     sized = [attack for attack in attacks if attack.sized]
-    sets = {(attack.perturbations.norm, attack.perturbations.channels or ()): attack for attack in sized}
-    if len(sets) > 1:
-        each = " and ".join(
-            f"{attack.name} in {norm}{f' on {listed}' if (listed := ', '.join(held)) else ''}"
-            for (norm, held), attack in sets.items()
-        )
+    norms = {attack.perturbations.norm: attack for attack in sized}
+    if len(norms) > 1:
+        each = " and ".join(f"{attack.name} in {norm}" for norm, attack in norms.items())
         raise ValueError(
-            f"expected attacks of one norm on the same channels, whose sizes can be compared, got {each}; "
-            "evaluate once for each"
+            f"expected attacks of one norm, whose sizes can be compared, got {each}; evaluate once for each "
+            "norm"
         )
-    norm, channels = next(iter(sets), (suite.norm, suite.channels))
-    return suite.changed(norm=norm, channels=channels)
+    held = {attack.perturbations.channels or () for attack in sized if not isinstance(attack, Fault)}
+    alike = suite.channels if len(held) != 1 else held.pop()
+    return suite.changed(norm=next(iter(norms), suite.norm), channels=alike)
 
 
 def _sized(entries: Sequence[AttackEntry], suite: Suite, *, force: SetNorm | None) -> list[Attack]:
@@ -152,14 +150,7 @@ def _with_surrogates(attacks: Sequence[Attack], surrogates: Mapping[str, Victim]
 
 
 def admitted(
-    attacks: Sequence[Attack],
-    victim: Victim,
-    agents: Sequence[str],
-    *,
-    asked: Collection[Attack],
-    suite: Suite,
-    env: BatchedEnv,
-    spec: EnvironmentSpec,
+    attacks: Sequence[Attack], judged: Judged, suite: Suite, *, asked: Collection[Attack]
 ) -> tuple[tuple[Attack, ...], tuple[Skipped, ...]]:
     """The attacks that can be played, and those of a suite that cannot; see `check_attack`.
 
@@ -170,12 +161,13 @@ def admitted(
     """
     kept: list[Attack] = []
     skipped: dict[Attack, Skipped] = {}
-    longest = longest_episode(env, spec)
-    check_channels(suite.channels, env.channels, agents, env=spec.name)
+    env, agents, name = judged.env, judged.members, judged.spec.name
+    longest = longest_episode(env, judged.spec)
+    check_channels(suite.channels, env.channels, agents, env=name)
     for attack in attacks:
         try:
-            check_channels(attack.perturbations.channels, env.channels, agents, env=spec.name)
-            check_attack(attack, victim, agents, env.channels)
+            check_channels(attack.perturbations.channels, env.channels, agents, env=name)
+            check_attack(attack, judged.victim, agents, env.channels)
             if isinstance(attack, Fault):
                 check_fault(attack, suite.budget)
                 check_fits(attack, longest)
@@ -189,17 +181,12 @@ def admitted(
 
 
 def fitting(
-    attack: Attack | None,
-    victim: Victim,
-    agents: Sequence[str],
-    *,
-    suite: Suite,
-    units: Units,
-    env: BatchedEnv,
+    attack: Attack | None, judged: Judged, *, suite: Suite, units: Units
 ) -> tuple[Attack | None, tuple[Skipped, ...]]:
     """The attack of training, where it can be compared with those of a suite, or the reason why not."""
     if attack is None:
         return None, ()
+    victim, agents = judged.victim, judged.members
     filtered = any(victim.filters.get(agent) is not None for agent in agents)
     norm = attack.perturbations.norm
     try:
@@ -212,7 +199,7 @@ def fitting(
             raise ValueError(f"expected the channels of training, {held or 'all'}, got {here}")
         if filtered and units != "raw":
             raise ValueError(f"expected the units of training, raw, got {units}")
-        check_attack(attack, victim, agents, env.channels)
+        check_attack(attack, victim, agents, judged.env.channels)
     except ValueError as error:
         return None, (Skipped(attack.name, str(error)),)
     return attack, ()
@@ -233,7 +220,13 @@ def check_attack(
                 f"expected a victim that can be saved for {attack.name!r}, which trains against a copy: "
                 f"{error}"
             ) from None
-    for agent in reachable(attack, victim, agents, channels):
+    reached = reachable(attack, victim, agents, channels)
+    if not reached:
+        raise ValueError(
+            f"expected agents that observe what {attack.name!r} changes ({attack.summary}), got "
+            f"{', '.join(agents)}, who do not; leave it out"
+        )
+    for agent in reached:
         space = victim.observation_spaces[agent]
         flat = space if isinstance(space, FlatBox) else None
         policy, inputs = _probe(victim, agent)

@@ -7,9 +7,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from marl_aajr.attacks import Attack, Fault
+from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, one_torch_thread, stream
 from marl_aajr.evaluation import admission, sources
+from marl_aajr.evaluation.admission import named_agents
 from marl_aajr.evaluation.best_responses import response_checks
 from marl_aajr.evaluation.company import (
     Companion,
@@ -26,7 +27,7 @@ from marl_aajr.evaluation.order_checks import agent_checks, return_checks
 from marl_aajr.evaluation.preflight import ObservationSampler, attack_checks
 from marl_aajr.evaluation.protocol import Protocol, Suite, load_suite
 from marl_aajr.evaluation.replacements import Replacement, admitted_controls, resolve_replacements
-from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment
+from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment, Skipped
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.evaluation.variations import admitted_variations
 from marl_aajr.evaluation.word_checks import word_return_checks
@@ -73,8 +74,7 @@ def evaluate(
         env: the environment, by a name or as `resolve` gives it; None: that of the victim's training, which
             a checkpoint does not know. A run has its own.
         protocol: what is played; None: what `settings` say.
-        env_kwargs: arguments of an environment that is named; for any, `env.teams` says who plays with whom,
-            and `env.channels` what observations consist of.
+        env_kwargs: arguments of an environment that is named; for any, `env.teams` and `env.channels`.
         surrogates: victims or folders of victims, to compute `transfer` perturbations on.
         adversaries: runs of trained adversaries: traitors and opponents are added to `replace`, observation
             adversaries to `attacks`, at the size they were trained for.
@@ -169,33 +169,24 @@ def _played(
     suite = protocol.settled(opponents=len(company[0]))
     attacks, asked = admission.requested(protocol, suite, surrogates=surrogates)
     suite = admission.common_set(attacks, suite)
-    env = make_batch(spec, min(protocol.num_envs, suite.episodes), flat=True)
-    with closing(env):
+    with closing(make_batch(spec, min(protocol.num_envs, suite.episodes), flat=True)) as env:
         check_match(victim, env)
-        named = admission.named_agents(protocol.agents, suite.budget)
-        members = choose_agents(env.teams, protocol.team, named)
-        if protocol.smoothing is not None:
-            team = [agent for agent in victim.agents if env.teams[agent] == env.teams[members[0]]]
-            victim = smoothed(victim, protocol.smoothing, agents=team)
+        members = choose_agents(env.teams, protocol.team, named_agents(protocol.agents, suite.budget))
+        victim = _voting(victim, protocol, env.teams, members)
         admission.check_actions(suite, victim)
         announce(spec.name, env.teams, attacked=env.teams[members[0]])
         admission.check_budget(suite.budget, victim, members)
-        chosen, skipped = admission.admitted(
-            attacks, victim, members, asked=asked, suite=suite, env=env, spec=spec
-        )
-        ranked = [attack for attack in chosen if not isinstance(attack, Fault)]
+        judged = Judged(victim, env, spec, members)
+        chosen, skipped = admission.admitted(attacks, judged, suite, asked=asked)
         controls, left_out = admitted_controls(suite.controls, env, members=members)
-        opponents, partners = _resolved(company, Judged(victim, env, spec, members), suite)
+        opponents, partners = _resolved(company, judged, suite)
         replaced = resolve_replacements([*protocol.replace, *partners], env, members=members)
         replacements = tuple(dict.fromkeys((*controls, *replaced)))
-        varied, unvaried = admitted_variations(suite.vary, victim, spec, env, asked=bool(protocol.vary))
-        suite = suite.changed(vary=varied)
-        disturbed, undisturbed = admitted_disturbances(
-            suite.disturb, victim, env, members, asked=bool(protocol.disturb)
-        )
+        suite, disturbed, unfitting = _threats(suite, judged, protocol)
         units = admission.settle_units(suite.units, victim, members if any(a.sized for a in chosen) else ())
-        trained_under = sources.training_attack_of(home, members) if home and ranked else None
-        known, unfit = admission.fitting(trained_under, victim, members, suite=suite, units=units, env=env)
+        compared = home and any(map(suite.ranks, chosen))
+        trained_under = sources.training_attack_of(home, members) if home and compared else None
+        known, unfit = admission.fitting(trained_under, judged, suite=suite, units=units)
         evaluator = Evaluator(
             victim=victim,
             spec=spec,
@@ -221,10 +212,28 @@ def _played(
             seed=protocol.seed,
             num_envs=env.num_envs,
             results=rows,
-            skipped=(*skipped, *unfit, *left_out, *unvaried, *undisturbed),
+            skipped=(*skipped, *unfit, *left_out, *unfitting),
             checks=(*company_notes(company, spec), *checks),
             **{name: getattr(suite, name) for name in _OF_SUITE},
         )
+
+
+def _threats(
+    suite: Suite, judged: Judged, protocol: Protocol
+) -> tuple[Suite, tuple[DisturbedRow, ...], tuple[Skipped, ...]]:
+    """The suite with the dynamics that can be varied, the actions that can be disturbed, and what cannot."""
+    victim, env, spec, members = judged.victim, judged.env, judged.spec, judged.members
+    varied, unvaried = admitted_variations(suite.vary, victim, spec, env, asked=bool(protocol.vary))
+    disturbed, undisturbed = admitted_disturbances(
+        suite.disturb, victim, env, members, asked=bool(protocol.disturb)
+    )
+    return suite.changed(vary=varied), disturbed, (*unvaried, *undisturbed)
+
+
+def _voting(victim: Victim, protocol: Protocol, teams: Mapping[str, str], members: Sequence[str]) -> Victim:
+    """The victim, whose judged team votes under noise where that is asked for."""
+    team = [agent for agent in victim.agents if teams[agent] == teams[members[0]]]
+    return victim if protocol.smoothing is None else smoothed(victim, protocol.smoothing, agents=team)
 
 
 def _rows(
@@ -249,8 +258,7 @@ def _rows(
         training_attack=training_attack,
         disturbed=disturbed,
     )
-    ranked = [attack for attack in attacks if not isinstance(attack, Fault)]
-    return rows, tuple(_checks(evaluator, rows, ranked, observed))
+    return rows, tuple(_checks(evaluator, rows, [*filter(evaluator.suite.ranks, attacks)], observed))
 
 
 def _resolved(

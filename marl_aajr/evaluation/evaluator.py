@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from marl_aajr.attacks import Attack, Fault
+from marl_aajr.attacks import Attack
 from marl_aajr.attacks.together import play_together
 from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.evaluation.attack_schedule import AttackSchedule, ScheduleCalibration
@@ -126,9 +126,9 @@ class Evaluator:
         rows: list[tuple[Attack | None, int]] = [(attack, suite.episodes) for attack in attacks]
         tried = [*attacks] * (1 if k is None else trials(self.agents, k))
         if suite.alone(self.agents):
-            sizes = {a.perturbations.epsilon: a for a in attacks if not isinstance(a, Fault)}
+            sizes = {a.perturbations.epsilon: a for a in attacks if suite.ranks(a)}
             tried += [*sizes.values()] * len(self.agents)
-        rows += [(a, suite.selection_episodes) for a in tried if k is not None or not isinstance(a, Fault)]
+        rows += [(a, suite.selection_episodes) for a in tried if k is not None or suite.ranks(a)]
         rows = [row for row in rows for _ in range(plays_of(row[0]))]
         replaced = [(None, episodes) for episodes in (suite.episodes, suite.selection_episodes)]
         controls = [(None, suite.episodes)] * len(self.whole(replacements))

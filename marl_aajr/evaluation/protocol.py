@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import AfterValidator, InstanceOf, field_validator, model_validator
 
+from marl_aajr.attacks import Attack, Fault
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.threat import SetNorm
 from marl_aajr.evaluation.attack_entries import Attacks
@@ -77,6 +78,11 @@ class Suite(Section):
     disturb: Disturbances = ()
     epsilons: Sizes = ()
     attacks: Attacks = ()
+
+    def ranks(self, attack: Attack) -> bool:
+        """Whether the worst of its size is chosen from it: it is a ball, and on the suite's channels."""
+        held = attack.perturbations.channels or ()
+        return attack.sized and not isinstance(attack, Fault) and held == self.channels
 
     def calibrated(self, agents: Sequence[str]) -> bool:
         """Whether something rests on how the selection episodes go without an attack."""

@@ -45,22 +45,19 @@ _Key = tuple[str, Actions]
 class _Case:
     """One attack with one kind of actions against one side, on its way to a row on the agents found so far.
 
-    `tried` are the subsets that were tried for it, `chosen_on` its returns on the selection episodes.
+    If it is `ranked`, the worst of its size is chosen from it; `tried` are the subsets that were tried for
+    it, `chosen_on` its returns on the selection episodes.
     """
 
     side: str
     actions: Actions
     attack: Attack
     agents: tuple[str, ...]
+    ranked: bool
     tried: list[SubsetOutcome] = field(default_factory=list)
     chosen_on: tuple[float, ...] = ()
     outcome: AttackOutcome | None = None
     threats: tuple[ThreatOutcome, ...] = ()
-
-    @property
-    def ranked(self) -> bool:
-        """Whether it is an attack of some size, which the worst can be chosen from."""
-        return not isinstance(self.attack, Fault)
 
 
 def play_rows(
@@ -94,7 +91,7 @@ def play_rows(
     attacks = fitted(evaluator, attacks)
     evaluator.time.begin()
     start = () if suite.budget.worst else tuple(evaluator.agents)
-    cases = [_Case(*key, attack, start) for key in clean for attack in attacks]
+    cases = [_Case(*key, attack, start, suite.ranks(attack)) for key in clean for attack in attacks]
     with WorkerPool(evaluator, workers=workers and min(workers, len(cases))) as pool:
         _find_agents(pool, evaluator, cases)
         _play(pool, evaluator, cases)

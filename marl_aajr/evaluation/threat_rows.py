@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import torch
 
-from marl_aajr.attacks import Fault
+from marl_aajr.attacks import Attack, Fault
 from marl_aajr.evaluation.counted_episodes import Played
 from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.outcomes import Actions
@@ -33,6 +33,41 @@ def play_fault(
     return fault_outcomes(fault, tuple(run.agents), played, evaluator.returns)
 
 
+def play_beside(evaluator: Evaluator, task: AttackTask) -> tuple[ThreatOutcome, ...] | tuple[float, ...]:
+    """The row of an attack on other channels than those of the suite, or of words."""
+    attack = task.attack
+    run = evaluator.attack_run(attack, task.agents, schedule=task.schedule)
+    row = Row(task.actions, side=task.side, attack=run, selection=task.selection)
+    (played,) = evaluator.play_rows(label_of([task]), [row])
+    if task.selection:
+        return evaluator.returns.each(played.returns)
+    own = {
+        f.name: value
+        for f in fields(attack)
+        if f.repr and f.default is not MISSING and (value := getattr(attack, f.name)) != f.default
+    }
+    source = "".join(str(own.pop(name, "")) for name in ("source", "adversary"))
+    found = ThreatOutcome(
+        **evaluator.returns.outcome(played),
+        kind="channel" if attack.sized else "message",
+        name=attack.name,
+        form="random" if attack.access == "none" else "worst",
+        settings=limits_of(attack) | own,
+        agents=tuple(run.agents),
+        source=source,
+    )
+    return (found,)
+
+
+def limits_of(attack: Attack) -> dict[str, object]:
+    """Size, norm and limits of an attack's set, as far as they are given."""
+    limits = attack.perturbations
+    size = {"epsilon": limits.epsilon} if attack.sized else {}
+    norm = {"norm": limits.norm} if attack.sized and limits.norm != "linf" else {}
+    named = ("mask", "scale", "low", "high", "channels")
+    return {**size, **norm} | {n: value for n in named if (value := getattr(limits, n)) is not None}
+
+
 def play_dynamics(evaluator: Evaluator, actions: Actions) -> Iterator[ThreatOutcome]:
     """A row for each value of the arguments that the suite varies, on copies of their own."""
     for variation in map(parse_variation, evaluator.suite.vary):
@@ -52,14 +87,9 @@ def play_dynamics(evaluator: Evaluator, actions: Actions) -> Iterator[ThreatOutc
 
 def fault_settings(fault: Fault) -> dict[str, object]:
     """The settings of a fault that differ from none: its size, if it has one, its own, its limits."""
-    limits = fault.perturbations
-    size = {"epsilon": limits.epsilon} if fault.sized else {}
-    norm = {"norm": limits.norm} if fault.sized and limits.norm != "linf" else {}
-    named = ("mask", "scale", "low", "high", "channels")
-    given = {name: value for name in named if (value := getattr(limits, name)) is not None}
     beside = {"perturbations", "objective", "draws"}
     own = {f.name: getattr(fault, f.name) for f in fields(fault) if f.repr and f.name not in beside}
-    return {**size, **norm, **own, **given}
+    return limits_of(fault) | own
 
 
 def fault_outcomes(

@@ -15,7 +15,7 @@ from pydantic import Field
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.outcomes import Outcome, Settings
 
-ThreatKind = Literal["fault", "actions", "dynamics"]
+ThreatKind = Literal["channel", "message", "fault", "actions", "dynamics"]
 Form = Literal["random", "worst", "trained", "value"]
 
 
@@ -23,8 +23,9 @@ class ThreatOutcome(Outcome):
     """The returns under one threat that is no ball around an observation.
 
     Attributes:
-        kind: of sensors (`fault`), of `actions`, or of the environment (`dynamics`).
-        name: a fault of `list attacks`; a disturbance of actions; the argument of the environment.
+        kind: an ε-ball on one `channel`, words of a `message`, of sensors (`fault`), of `actions`, or of the
+            environment (`dynamics`).
+        name: an attack or fault of `list attacks`; a disturbance of actions; the argument of the environment.
         form: `random`; `worst`: of a fault the worst of its draws in each episode, of actions by the gradient
             of a learned Q; `trained`: by an adversary; `value`: of the environment's argument.
         settings: of the threat.
@@ -44,7 +45,10 @@ class ThreatOutcome(Outcome):
     @property
     def label(self) -> str:
         """Name, settings and form: `delay, steps 2, share 0.5 (worst of 8)`."""
-        parts = [self.name, *(f"{name} {_written(value)}" for name, value in self.settings.items())]
+        channels = self.settings.get("channels", ())
+        named = self.name + (f" on {', '.join(channels)}" if channels else "")
+        others = {name: value for name, value in self.settings.items() if name != "channels"}
+        parts = [named, *(f"{name} {_written(value)}" for name, value in others.items())]
         if self.form == "value":
             return f"{self.name} = {_written(self.settings[self.name])}"
         form = f"{self.form} of {self.draws}" if self.draws > 1 and self.form == "worst" else self.form

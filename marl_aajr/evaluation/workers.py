@@ -27,7 +27,7 @@ from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.admission import fit
 from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.row_games import AttackTask, label_of
-from marl_aajr.evaluation.threat_rows import play_fault
+from marl_aajr.evaluation.threat_rows import play_beside, play_fault
 from marl_aajr.rollout.environments import make_batch
 
 _WORTH = 20.0
@@ -155,6 +155,8 @@ def play_fitted(evaluator: Evaluator, tasks: Sequence[AttackTask]) -> _Answer:
         tasks = [replace(task, attack=attack.at(task.attack.perturbations.epsilon)) for task in tasks]
     if isinstance(attack, Fault):
         return [play_fault(evaluator, task, attack) for task in tasks], attack
+    if not evaluator.suite.ranks(attack):
+        return [play_beside(evaluator, task) for task in tasks], attack
     return evaluator.play(tasks), attack
 
 

@@ -17,9 +17,9 @@ from tests.networks import generator, tanh_policy
 FEATURES = 6
 DISCRETE_ONLY = {"pgd-margin", "pgd-strong-margin", "pgd-targeted"}
 ON_WORDS = {name for name, cls in ATTACKS.items() if cls.norms == ("words",)}
-ELSEWHERE = {"transfer", "sa-rl", "pa-ad", "delay", "freeze"} | ON_WORDS
-"""Need a whole victim, a past, or words: see test_transfer.py, test_learned.py, test_sensor_faults.py and
-test_substitution.py."""
+ELSEWHERE = {"transfer", "sa-rl", "pa-ad", "delay", "freeze", "message-random", "message-worst"} | ON_WORDS
+"""Need a whole victim, a past, or words: see test_transfer.py, test_learned.py, test_sensor_faults.py,
+test_messages.py and test_substitution.py."""
 NAMES = [name for name in ATTACKS if name not in ELSEWHERE]
 
 

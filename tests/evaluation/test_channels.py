@@ -15,7 +15,7 @@ from marl_aajr.victims import ObservationFilter, Victim
 from tests.evaluation.players import network, returns_one_by_one, sign_reader, signs, team
 from tests.evaluation.test_evaluate import decisions
 
-HELD = {"attack": "pgd", "channels": ["sign"]}
+HELD = {"attack": "pgd", "channels": ["no"]}
 SIGN = {"sign": [0], "rest": "1:"}
 LISTEN = resolve("marl_aajr.envs.simple_speaker_listener_v4", {"max_cycles": 5})
 
@@ -89,12 +89,7 @@ def test_only_those_who_listen_are_lied_to_and_by_what_they_hear() -> None:
         (["messages"], {}, r"a channel of agent_0, agent_1, agent_2 in .*Signs out of sign, rest; got 'mess"),
         (["sing"], {}, "did you mean sign"),
         (["sign", "sign"], {}, "channels: expected each once, got 'sign' twice"),
-        (
-            [],
-            {"attacks": [(HELD, 1), ("fgsm", 1)]},
-            "on the same channels, .* on sign and fgsm",
-        ),
-        (["rest"], {"attacks": [(HELD, 1), ("fgsm", 1)]}, "got pgd in linf on sign and fgsm in linf on rest"),
+        (None, {"attacks": [(HELD, 1), ("fgsm", 1)]}, "out of sign, rest; got 'no'"),
     ],
 )
 def test_refused_before_anything_is_played(channels: Any, settings: Any, words: str) -> None:
@@ -104,7 +99,7 @@ def test_refused_before_anything_is_played(channels: Any, settings: Any, words: 
     with pytest.raises(ValueError, match=words):
         evaluate(
             team(on(signs(), SIGN), sign_reader()),
-            channels=channels or None,
+            channels=channels,
             on_progress=play,
             **({"attacks": [("pgd", 1)], "episodes": 2} | settings),
         )

@@ -37,7 +37,7 @@ class TestFile:
             # Learned adversaries take minutes: the full suite has them.
             expected = {"none", "queries", "gradients", "surrogate"}
             assert accesses == (expected | {"learned"} if name == "full" else expected)
-        attacks = {name for name, cls in ATTACKS.items() if not issubclass(cls, Fault)}
+        attacks = {name for name, cls in ATTACKS.items() if cls.sized and not issubclass(cls, Fault)}
         on_words = {name for name in attacks if ATTACKS[name].norms == ("words",)}
         assert {entry.attack for entry in suites["full"].attacks} == attacks - on_words
         assert {entry.attack for entry in suites["words"].attacks} == on_words
