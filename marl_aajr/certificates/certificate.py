@@ -12,9 +12,10 @@ from pydantic import AfterValidator, Field, FiniteFloat
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.evaluation.attack_entries import Attacks
 from marl_aajr.evaluation.outcomes import AttackSpec, Radius, ResultModel, Units
-from marl_aajr.evaluation.protocol import Sizes
+from marl_aajr.evaluation.protocol import Sizes, SmoothingText
 from marl_aajr.evaluation.result import PlayedEnvironment
 from marl_aajr.training.fields import AgentNames, Count, Positive, Section, Whole, some
+from marl_aajr.victims.smoothing import ReadSmoothing
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Numbers = float | tuple[float, ...]
@@ -35,6 +36,10 @@ class CertificateRequest(Section):
         attacks: names of `list attacks`, played on the same decisions. Without any they are `pgd-margin` from
             five starts, `pgd-targeted` and `pgd-strong-margin`; for Box actions `pgd` from five starts and
             `pgd-strong`.
+        smoothing: let the team vote under Gaussian noise, `SIGMA:SAMPLES` as in `evaluate`, and certify the
+            votes, of any network, by more noise; None: bounds certify it as it plays.
+        samples: draws of noise that the votes of each decision are certified by.
+        alpha: probability with which the certificate of a decision by votes may be wrong.
         episodes: unattacked episodes, whose greedy decisions are looked at.
         seed: seed of the episodes and of the attacks.
         team: team whose decisions are looked at; None: the only one, or the largest.
@@ -49,6 +54,9 @@ class CertificateRequest(Section):
     low: Numbers | None = None
     high: Numbers | None = None
     attacks: Attacks = ()
+    smoothing: SmoothingText | None = None
+    samples: Count = 1000
+    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.001
     episodes: Count = 10
     seed: Whole = 0
     team: str | None = None
@@ -65,18 +73,37 @@ class CertifiedSize(ResultModel):
 
     Attributes:
         epsilon: the size.
-        interval: share that interval bounds certify.
-        certified: share that either kind of bounds certifies: no perturbation of this size changes them.
+        interval: share that interval bounds certify; None of votes.
+        certified: share that is certified: no perturbation of this size changes them.
         attacked: share that the attacks changed; between the two, nobody knows.
         mean_change: of Box actions, the mean over decisions of the bound on how far the mean of the action
-            moves, in its furthest component; None of others.
+            moves, in its furthest component; None of others, and where votes bound nothing.
+        whole_steps: of votes, the share of steps in which the decisions of all agents are certified at once;
+            None of others.
     """
 
     epsilon: Radius
-    interval: Share
+    interval: Share | None
     certified: Share
     attacked: Share
     mean_change: FiniteFloat | None = None
+    whole_steps: Share | None = None
+
+
+class Votes(ResultModel):
+    """The noise that a team votes under, and how its votes were certified.
+
+    Attributes:
+        smoothing: the noise and the votes of a decision.
+        samples: draws of noise that each was certified by.
+        alpha: the probability with which the certificate of one decision, or of one whole step, may be wrong.
+        abstained: share of decisions of which nothing can be said: too few draws agree with the choice.
+    """
+
+    smoothing: ReadSmoothing
+    samples: int
+    alpha: float
+    abstained: Share
 
 
 class Certificate(ResultModel):
@@ -97,6 +124,7 @@ class Certificate(ResultModel):
         decisions: how many of them in all.
         continuous: whether actions are Box.
         perturbations: mask, scale and limits of the perturbation set, where there are some.
+        votes: how votes were certified; None: bounds certified what one pass decides.
         attacks: as they were run, at the first size.
         sizes: one for each ε, the smallest first.
         largest: the largest ε that each decision is certified for, sorted; 0 where none was found.
@@ -115,6 +143,7 @@ class Certificate(ResultModel):
     decisions: int = Field(ge=1)
     continuous: bool = False
     perturbations: dict[str, Numbers | tuple[bool, ...]] = Field(default_factory=dict)
+    votes: Votes | None = None
     attacks: tuple[AttackSpec, ...]
     sizes: tuple[CertifiedSize, ...] = Field(min_length=1)
     largest: tuple[FiniteFloat, ...]

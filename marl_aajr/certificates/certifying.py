@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from marl_aajr.certificates.certificate import Certificate, CertificateRequest, CertifiedSize
+from marl_aajr.certificates.certificate import Certificate, CertificateRequest, CertifiedSize, Votes
 from marl_aajr.certificates.decisions import Decisions, clean_decisions
 from marl_aajr.certificates.margins import DecisionBounds, Margins, bounded
 from marl_aajr.certificates.sandwich import Changes, attack, attacks_of, check
+from marl_aajr.certificates.votes import VoteBounds, VotedDecisions, check_samples, together
 from marl_aajr.core.distributions import DiagGaussian
-from marl_aajr.core.seeds import one_torch_thread
+from marl_aajr.core.seeds import Purpose, derived_seed, one_torch_thread
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation.admission import check_attack, settle_units
 from marl_aajr.evaluation.api import player_of
@@ -30,8 +31,9 @@ from marl_aajr.evaluation.sources import certificates_of
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
 from marl_aajr.rollout.teams import announce, choose_agents
 from marl_aajr.training.files import write_json
-from marl_aajr.victims import Victim
+from marl_aajr.victims import Victim, smoothed
 from marl_aajr.victims.filters import at_network
+from marl_aajr.victims.smoothing import as_smoothing
 from marl_aajr.victims.spaces import check_match
 
 _COPIES = 50
@@ -96,14 +98,18 @@ class _Found:
 
     Attributes:
         largest: the largest ε that each decision is certified for so far, `[B]`.
+        reach: the largest that is looked for.
         rounding: the largest of what was taken off for rounding.
+        voted: what is known of votes.
         interval: whether intervals alone certify, `[B]` each.
         moves: of Box actions, bounds on the move of the mean, `[B]` each.
         attacked: whether attacks changed the decision, `[B]` each.
     """
 
     largest: Tensor
+    reach: float
     rounding: float = 0.0
+    voted: list[VotedDecisions] = field(default_factory=list)
     interval: list[Tensor] = field(default_factory=list)
     moves: list[Tensor] = field(default_factory=list)
     attacked: list[Tensor] = field(default_factory=list)
@@ -125,6 +131,10 @@ def _certified(victim: Victim, spec: EnvironmentSpec, request: CertificateReques
         team = env.teams[agents[0]]
         announce(spec.name, env.teams, attacked=team)
         units = settle_units(request.units, victim, agents)
+        if request.smoothing is not None:
+            victim = smoothed(
+                victim, request.smoothing, agents=[a for a in env.teams if env.teams[a] == team]
+            )
         kinds = {isinstance(victim.distribution(agent), DiagGaussian) for agent in agents}
         _check(victim, agents, request)
         groups = clean_decisions(
@@ -135,8 +145,10 @@ def _certified(victim: Victim, spec: EnvironmentSpec, request: CertificateReques
             seed=request.seed,
             on_episode=partial(_episode, tell, request.episodes),
         )
-    found = [_look(victim, group, request, units=units, tell=tell) for group in groups]
+    look = _look if request.smoothing is None else _look_at_votes
+    found = [look(victim, group, request, units=units, tell=tell) for group in groups]
     sizes = sorted(request.epsilons)
+    whole = together([one for each in found for one in each.voted])
     total = sum(len(group) for group in groups)
     given = {name: getattr(request, name) for name in ("mask", "scale", "low", "high")}
     return Certificate(
@@ -151,10 +163,11 @@ def _certified(victim: Victim, spec: EnvironmentSpec, request: CertificateReques
         decisions=total,
         continuous=kinds == {True},
         perturbations={name: value for name, value in given.items() if value is not None},
+        votes=_votes(request, found),
         attacks=tuple(map(AttackSpec.of, attacks_of(request, groups[0].policy, sizes[0]))),
-        sizes=tuple(_size(epsilon, place, found, total) for place, epsilon in enumerate(sizes)),
+        sizes=tuple(_size(epsilon, place, found, total, whole) for place, epsilon in enumerate(sizes)),
         largest=tuple(float(f"{x:.6g}") for x in sorted(torch.cat([f.largest for f in found]).tolist())),
-        reach=_REACH * sizes[-1],
+        reach=max(each.reach for each in found),
         rounding=max(each.rounding for each in found),
     )
 
@@ -166,7 +179,11 @@ def _episode(tell: Told, total: int, done: int) -> None:
 def _check(victim: Victim, agents: Sequence[str], request: CertificateRequest) -> None:
     """Refuse what cannot be bounded or attacked before anything is played."""
     for agent in agents:
-        bounded(policy := victim.policy(agent))
+        policy = victim.policy(agent)
+        if request.smoothing is None:
+            bounded(policy)
+        else:
+            check_samples(policy.distribution, samples=request.samples, alpha=request.alpha)
         for each in attacks_of(request, policy, min(request.epsilons)):
             if not each.ready or each.acts_jointly:
                 raise ValueError(
@@ -188,7 +205,7 @@ def _look(
 
     bounds = DecisionBounds(decisions)
     bounds.check_resolution(inside(sizes[0]))
-    found = _Found(torch.zeros(len(decisions), dtype=torch.float64))
+    found = _Found(torch.zeros(len(decisions), dtype=torch.float64), _REACH * sizes[-1])
     changes: list[Changes] = []
     for place, epsilon in enumerate(sizes):
         tell(f"{len(decisions)} decisions at ε = {epsilon:g}", place, len(sizes) + 1)
@@ -199,23 +216,64 @@ def _look(
         prepared = [prepare(each, victim, agent, units=units) for each in attacks]
         changes.append(attack(decisions, prepared, seed=request.seed))
     tell(f"the largest ε of {len(decisions)} decisions", len(sizes), len(sizes) + 1)
-    found.largest = bounds.largest(inside(_REACH * sizes[-1]), found.largest)
+    found.largest = bounds.largest(inside(found.reach), found.largest)
     for epsilon, each in zip(sizes, changes, strict=True):
         check(decisions, each, found.largest, epsilon=epsilon)
         found.attacked.append(each.changed)
     return found
 
 
-def _size(epsilon: float, place: int, found: Sequence[_Found], total: int) -> CertifiedSize:
-    moves = [each.moves[place] for each in found if each.moves]
+def _look_at_votes(
+    victim: Victim, decisions: Decisions, request: CertificateRequest, *, units: Units, tell: Told
+) -> _Found:
+    """The same of decisions that are votes, certified by draws of noise."""
+    sizes, agent = sorted(request.epsilons), decisions.agent
+    space, observed = victim.observation_spaces[agent], victim.filters.get(agent)
+    inside = {e: at_network(request.perturbations(e), space, observed, units=units) for e in sizes}
+    tell(f"{request.samples} votes on each of {len(decisions)} decisions", 0, len(sizes) + 1)
+    bounds = VoteBounds(
+        decisions, request.samples, alpha=request.alpha, seed=derived_seed(request.seed, Purpose.PROBE)
+    )
+    voted = VotedDecisions(bounds, bounds.counts(), inside[sizes[0]])
+    found = _Found(voted.largest(), bounds.reach(inside[sizes[0]]), voted=[voted])
+    for place, epsilon in enumerate(sizes, 1):
+        tell(f"{len(decisions)} decisions at ε = {epsilon:g}", place, len(sizes) + 1)
+        if (moves := bounds.change(inside[epsilon])) is not None:
+            found.moves.append(moves)
+        attacks = attacks_of(request, decisions.policy, epsilon)
+        prepared = [prepare(each, victim, agent, units=units) for each in attacks]
+        changes = attack(decisions, prepared, seed=request.seed)
+        confirmed = bounds.confirmed(changes, found.largest, epsilon=epsilon)
+        check(decisions, confirmed, found.largest, epsilon=epsilon)
+        found.attacked.append(changes.changed)
+    return found
+
+
+def _votes(request: CertificateRequest, found: Sequence[_Found]) -> Votes | None:
+    if request.smoothing is None:
+        return None
+    nothing = torch.cat([each.largest == 0 for each in found])
+    return Votes(
+        smoothing=as_smoothing(request.smoothing),
+        samples=request.samples,
+        alpha=request.alpha,
+        abstained=_share([nothing], len(nothing)),
+    )
+
+
+def _size(
+    epsilon: float, place: int, found: Sequence[_Found], total: int, whole: Tensor | None
+) -> CertifiedSize:
+    moves = [each.moves[place : place + 1] for each in found if each.moves]
     # A smaller perturbation is one of the larger set as well.
     attacked = [torch.stack(each.attacked[: place + 1]).any(0) for each in found]
     return CertifiedSize(
         epsilon=epsilon,
-        interval=_share([each.interval[place] for each in found], total),
+        interval=None if whole is not None else _share([each.interval[place] for each in found], total),
         certified=_share([each.largest >= epsilon for each in found], total),
         attacked=_share(attacked, total),
-        mean_change=float(torch.cat(moves).mean()) if moves else None,
+        mean_change=float(torch.cat([each[0] for each in moves]).mean()) if moves and all(moves) else None,
+        whole_steps=None if whole is None else float((whole >= epsilon).double().mean()),
     )
 
 
@@ -227,6 +285,12 @@ def _file_name(certificate: Certificate) -> str:
     """Says the seed and the episodes, and differs where anything asked for does."""
     names = {"env", "team", "agents", "units", "norm", "perturbations", "attacks"}
     asked = certificate.model_dump(mode="json", include=names)
+    if certificate.votes is not None:
+        asked["votes"] = [
+            str(certificate.votes.smoothing),
+            certificate.votes.samples,
+            certificate.votes.alpha,
+        ]
     asked["epsilons"] = [size.epsilon for size in certificate.sizes]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     return f"seed{certificate.seed}-episodes{certificate.episodes}-{digest}.json"

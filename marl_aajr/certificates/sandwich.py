@@ -65,7 +65,7 @@ def attack(decisions: Decisions, attacks: Sequence[Attack], *, seed: int) -> Cha
     found = Changes(attacks[0].perturbations, torch.zeros(len(decisions), dtype=torch.bool))
     for each in attacks:
         generator = stream(seed, Purpose.ATTACK)
-        for rows in torch.arange(len(decisions)).split(_ROWS):
+        for rows in torch.arange(len(decisions)).split(max(1, _ROWS // decisions.policy.passes)):
             some = decisions.select(rows)
             attacked = each(some.policy, some.inputs, generator=generator)
             for place in (attacked.success & ~found.changed[rows]).nonzero().flatten().tolist():

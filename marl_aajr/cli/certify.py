@@ -14,6 +14,7 @@ from marl_aajr.cli.options import guide, options, sample, takes, values
 
 if TYPE_CHECKING:
     from marl_aajr.certificates import Certificate
+    from marl_aajr.certificates.certificate import Votes
 
 JSON = """\
 sizes             epsilon; interval, certified, attacked: shares
@@ -26,19 +27,22 @@ decisions         how many there are
 HELP = guide(
     "Prove which decisions of a trained team no perturbation of an observation changes, and attack the same "
     "decisions: the share of those that stay whatever happens lies between what is certified and what no "
-    "attack changed. For MLPs; a proof is of single decisions, not of returns. It is kept in "
+    "attack changed. For MLPs; with --smoothing for any network, which then votes under noise, and but for "
+    "a probability alpha. A proof is of single decisions, not of returns. It is kept in "
     "RUN/certificates, where compare finds it.",
     "marl-aajr certify runs/study-3",
     "marl-aajr certify runs/study-3 --epsilon 0.005 --epsilon 0.02",
     "marl-aajr certify runs/study-3 --norm l2 --epsilon 0.1 --episodes 50",
+    "marl-aajr certify runs/study-3 --smoothing 0.1:100 --norm l2 --epsilon 0.1",
     "marl-aajr certify runs/tag-3 --team adversary --agents adversary_0",
     "marl-aajr certify runs/study-3 --json > certificate.json",
 ) + sample("What --json prints, among others:", JSON)
 
 SETTINGS = options(
     "marl_aajr.certificates.certificate.CertificateRequest",
-    "epsilons norm units attacks episodes seed team agents",
+    "epsilons norm units attacks smoothing samples alpha episodes seed team agents",
     flags={"attacks": "--attack", "epsilons": "--epsilon"},
+    metavars={"smoothing": "SIGMA:SAMPLES"},
     defaults={"attacks": "gradient attacks from several starts"},
     repeated=["attacks", "epsilons", "agents"],
 )
@@ -98,18 +102,34 @@ def show(certificate: Certificate, run: Path, *, kept: Path | None = None) -> No
     console = Console()
     number = f"{certificate.decisions:,} greedy decisions of {certificate.episodes} unattacked episodes"
     say(console, f"Team {certificate.team}, {number}, ε in {certificate.units} units")
-    numbers = ["certified", "by intervals", "nobody knows", "attacked"]
+    votes = certificate.votes
+    alone = "whole steps" if votes else "by intervals"
+    numbers = ["certified", alone, "nobody knows", "attacked"]
     numbers += ["mean moves by at most"] if certificate.continuous else []
     shown = table_of(numbers=["ε", *numbers])
     for size in certificate.sizes:
         unknown = max(0.0, 1 - size.certified - size.attacked)
-        shares = (size.certified, size.interval, unknown, size.attacked)
-        moves = [] if size.mean_change is None else [f"{size.mean_change:.3g}"]
-        shown.add_row(f"{size.epsilon:g}", *(f"{share:.1%}" for share in shares), *moves)
+        shares = (size.certified, size.whole_steps if votes else size.interval, unknown, size.attacked)
+        moves = ["–" if size.mean_change is None else f"{size.mean_change:.3g}"] * certificate.continuous
+        shown.add_row(f"{size.epsilon:g}", *(f"{share or 0:.1%}" for share in shares), *moves)
     changed = "some mean moves by more than σ" if certificate.continuous else "another action is greedy"
-    shown.caption = f"certified: provably no perturbation changes it; attacked: one was found ({changed})"
+    proof = "but for a probability" if votes else "provably"
+    shown.caption = f"certified: {proof} no perturbation changes it; attacked: one was found ({changed})"
+    shown.caption += "; whole steps: all agents are certified at once" if votes else ""
     console.print(shown, highlight=False, markup=False)
+    if votes:
+        say(console, _price(certificate.decisions, votes))
     half = certificate.largest[len(certificate.largest) // 2]
     say(console, f"Half of the decisions are certified for ε ≥ {half:.3g}.")
     where = f"On a page: marl-aajr compare {shlex.quote(str(run))}" if kept is None else f"Kept in {kept}"
     say(console, where)
+
+
+def _price(decisions: int, votes: Votes) -> str:
+    """What votes and their certificates cost, and how sure they are."""
+    passes = decisions * votes.samples
+    return (
+        f"Votes under noise of σ = {votes.smoothing.sigma:g}: {votes.smoothing.samples} passes for each "
+        f"decision as it is played, and {votes.samples} to certify it ({passes:,} in all). Each is wrong "
+        f"with a probability of {votes.alpha:g} at most; {votes.abstained:.1%} of the decisions have none."
+    )

@@ -5,7 +5,7 @@
     loss  = λ · σ/2 · mean( max(γ − ξ, 0) · 1[ξ ≥ 0] )
 
 σ/2 · ξ is the radius that randomised smoothing certifies of the vote for a (Cohen 2019,
-`marl_aajr.certificates.smoothing`), with soft votes. Where the vote is for another action than a there is no
+`marl_aajr.certificates.votes`), with soft votes. Where the vote is for another action than a there is no
 radius, and no term: PPO's loss stands where MACER has its cross-entropy.
 """
 

@@ -29,21 +29,25 @@ class Threat:
         norm: of ε.
         units: of ε.
         limits: mask, scale and limits as JSON.
+        smoothing: noise that the team votes under; empty: it decides by one pass.
     """
 
     norm: str
     units: str
     limits: str
+    smoothing: str
 
     @classmethod
     def of(cls, certificate: Certificate) -> Threat:
         """That of a certificate."""
         limits = json.dumps(certificate.model_dump(mode="json")["perturbations"], sort_keys=True)
-        return cls(certificate.norm, certificate.units, limits)
+        smoothing = "" if certificate.votes is None else str(certificate.votes.smoothing)
+        return cls(certificate.norm, certificate.units, limits, smoothing)
 
     def __str__(self) -> str:
         limits = "" if self.limits == "{}" else f", within {self.limits}"
-        return f"{ {'linf': 'L∞', 'l2': 'L2'}[self.norm] }, {self.units} units{limits}"
+        votes = f", votes under noise {self.smoothing}" if self.smoothing else ""
+        return f"{ {'linf': 'L∞', 'l2': 'L2'}[self.norm] }, {self.units} units{limits}{votes}"
 
 
 def proven(comparison: Comparison) -> tuple[Block, ...]:

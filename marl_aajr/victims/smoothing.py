@@ -11,7 +11,7 @@ An attack meets the same votes, with a gradient in their place: that of the mean
 over the noise (expectation over transformation, Athalye 2018, arXiv 1707.07397). It knows the policy and σ,
 and computes with n draws of noise that stay for the whole attack, so that its steps add up. It does not know
 those that decide: they are drawn after it, which is the adversary that certificates are about
-(`marl_aajr.certificates.smoothing`).
+(`marl_aajr.certificates.votes`).
 
 Source: Cohen 2019 (arXiv 1902.02918); for teams CertifyCMARL, Mu 2023 (arXiv 2212.11746).
 """
@@ -133,7 +133,7 @@ class SmoothedPolicy(VictimPolicy):
     def __init__(self, base: VictimPolicy, noise: _Noise, *, seed: int | None = None) -> None:
         # All that a policy knows of its network is prepared once; constructing another would do it again.
         vars(self).update(vars(base))
-        self._base, self._noise, self._drawn = base, noise, seed
+        self._base, self._noise, self._drawn, self.passes = base, noise, seed, noise.samples
 
     def step(self, obs: Tensor) -> tuple[Tensor, State | None]:
         return self(obs), self._base.next_state(obs)
@@ -161,6 +161,11 @@ class SmoothedPolicy(VictimPolicy):
             return (gradient if moves is None else gradient * moves).sum(0)
 
         return votes.detach(), back
+
+    @property
+    def noise(self) -> PerturbationSet:
+        """The set whose half axes are the standard deviations of the noise, in the units of the network."""
+        return self._noise.size
 
     def changed(self, change: Callable[..., Tensor], *others: dict[str, Any]) -> Self:
         return type(self)(self._base.changed(change, *others), self._noise, seed=self._seed)
@@ -234,8 +239,8 @@ class SmoothedVictim(Victim):
         for agent in self.voters:
             one_of("agents to smooth", agent, self.module_of)
             space = self.observation_spaces[agent]
-            whole_numbers = not any(space.free) if isinstance(space, FlatBox) else not _is_float(space)
-            if whole_numbers:
+            free = space.free if isinstance(space, FlatBox) else (np.issubdtype(space.dtype, np.floating),)
+            if not any(free):
                 raise ValueError(
                     f"expected float observations to smooth, got {space} for {agent!r}; train on {TO_FLOAT}"
                 )
@@ -291,7 +296,3 @@ def smoothed(
     known = {each.name: getattr(victim, each.name) for each in fields(Victim)}
     voters = victim.agents if agents is None else tuple(agents)
     return SmoothedVictim(**known, smoothing=as_smoothing(smoothing), voters=voters)
-
-
-def _is_float(space: Any) -> bool:
-    return bool(np.issubdtype(space.dtype, np.floating))

@@ -36,6 +36,7 @@ class VictimPolicy(Policy):
     Attributes:
         module: the network.
         action_mask: as above.
+        passes: passes through the network for each decision.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class VictimPolicy(Policy):
         tokens: Tensor | None = None,
     ) -> None:
         super().__init__(distribution)
+        self.passes = 1
         if action_mask is not None:
             _check_mask(action_mask, distribution)
         self.action_mask = action_mask
