@@ -18,6 +18,7 @@ from markupsafe import Markup
 from marl_aajr.report import (
     adversaries,
     crossplay_tables,
+    dynamics,
     figures,
     learning_curves,
     met_agents,
@@ -198,6 +199,7 @@ def _tables(comparison: Comparison) -> dict[str, Any]:
         "cross_play_ends": [number(end, decimals=comparison.decimals) for end in met],
         "changed_actions": tables.changed_actions(comparison),
         "proven": proven.proven(comparison),
+        "dynamics": dynamics.dynamics(comparison),
         "team_returns": tables.team_returns(comparison),
         "metrics": tables.metrics(comparison),
         "weakest": adversaries.weakest_links(comparison),
@@ -232,6 +234,7 @@ def _figures(
         "worst_case": figures.worst_case(comparison, looks, key=f"{key}worst"),
         "metric_panels": figures.metrics(comparison, looks, key=f"{key}metric"),
         "robustness": figures.robustness(comparison, looks, key=f"{key}eps"),
+        "dynamics_curves": dynamics.dynamics_curves(comparison, looks, key=f"{key}dynamics"),
         "proven_curves": proven.curves(comparison, looks, key=f"{key}proven"),
         "pareto": pareto.clean_against_robust(comparison, shown, tradeoffs, key=f"{key}pareto"),
         "volumes": pareto.hypervolumes(tradeoffs) if several else None,

@@ -14,6 +14,8 @@ from typing import Any, Literal
 
 from marl_aajr.adversaries.kinds import STEPS_PER_SECOND
 from marl_aajr.core.checks import grouped
+from marl_aajr.evaluation.row_games import plays_of
+from marl_aajr.evaluation.variations import parse_variation
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.graph import Node
 from marl_aajr.study.runs import StudyRun, variants
@@ -235,7 +237,11 @@ def _assumed(node: Node) -> float:
     if node.evaluation is not None and node.suite is not None:
         met = len(node.opponents)
         settled = node.evaluation.protocol(node.suite, team=None).settled(opponents=met)
-        rows = len(settled.attacks) * len(settled.epsilons) * len(settled.actions)
+        attacks = settled.attacks
+        sizes = (len(settled.epsilons) if each.sized and each.epsilon is None else 1 for each in attacks)
+        plays = sum(size * plays_of(each.at(1.0)) for size, each in zip(sizes, attacks, strict=True))
+        beside = len(settled.disturb) + sum(len(parse_variation(text).values) for text in settled.vary)
+        rows = (plays + beside) * len(settled.actions)
         seconds = rows * (settled.episodes + settled.selection_episodes) * EPISODE_SECONDS
         return seconds * (1 + met)
     plain = node.run.config.method.name == NO_METHOD

@@ -188,7 +188,7 @@ def _rows(run: StudyRun, folder: StudyFolder) -> Iterator[dict[str, Any]]:
 
 
 def outcomes(result: ActionsResult) -> Iterator[dict[str, Any]]:
-    """The clean row and the attacked ones against every opponent, and those with adversarial agents."""
+    """The clean row, the attacked ones and other threats against every opponent, and adversarial agents."""
 
     def row(outcome: Outcome, attack: str, settings: str, **more: Any) -> dict[str, Any]:
         columns = {"actions": result.actions, "attack": attack, "settings": settings}
@@ -210,6 +210,10 @@ def outcomes(result: ActionsResult) -> Iterator[dict[str, Any]]:
                 agents=list(each.agents),
                 budget=str(each.attacked_steps or "every step"),
                 success_rate=each.success_rate,
+            )
+        for threat in rows.threats:
+            yield row(
+                threat, threat.name, threat.label, opponent=side, worst=False, agents=list(threat.agents)
             )
         for other in rows.adversarial_agents:
             how = str(other.training or "") if other.kind != "partner" else other.source

@@ -20,6 +20,7 @@ from marl_aajr.evaluation.sources import file_name
 from marl_aajr.evaluation.threats import curves
 from marl_aajr.evaluation.variations import parse_variation
 from marl_aajr.rollout.environments import make_batch, resolve
+from marl_aajr.study.report import outcomes
 from marl_aajr.victims import Victim
 from tests.evaluation.players import sign_reader, signs, stakes, suite, team
 
@@ -93,6 +94,12 @@ def test_attacks_know_nothing_of_faults_beside_them(spread: Evaluation) -> None:
     assert spread.clean == alone.clean
     assert not alone.results[0].threats
     assert file_name(spread) != file_name(alone)
+    table = list(outcomes(spread.results[0]))
+    assert len(table) == len(list(outcomes(alone.results[0]))) + 2 * len(FAULTS)
+    assert [row["settings"] for row in table if row["attack"] == "swap"] == [
+        "swap (random)",
+        "swap (worst of 2)",
+    ]
     assert Evaluation.model_validate_json(spread.model_dump_json()) == spread
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from marl_aajr.cli.app import main
 from marl_aajr.study.driver import prepare
 from marl_aajr.study.progress import forecast
 from marl_aajr.training.files import append_line
-from tests.study.files import write_study
+from tests.study.files import SUITE, write_study
 
 METHODS = [{"name": "none"}, {"name": "aajr"}]
 
@@ -76,6 +78,20 @@ def test_what_has_been_measured_is_what_is_expected_of_the_rest(tmp_path: Path) 
     assert measured.seconds["simple_spread_v3-none-s1"] == 40.0
     assert measured.seconds["simple_spread_v3-none-s0/evaluation"] == 7.0
     assert measured.seconds["simple_spread_v3-aajr-s0"] == assumed.seconds["simple_spread_v3-aajr-s0"]
+
+
+def test_threats_without_a_size_are_priced_by_how_often_they_are_played(tmp_path: Path) -> None:
+    """Faults by their draws, dynamics by their values: of the suite's rows there are as many more."""
+    known: dict[str, Any] = {"attacks": ["noise", "pgd"], "epsilons": [0.1, 0.2]}
+    beside = {"attacks": ["noise", "pgd", {"attack": "dropout", "draws": 3}], "vary": ["kwargs.mass=1,2"]}
+    priced = []
+    for name, change in (("plain", {}), ("threats", beside)):
+        (tmp_path / name).mkdir()
+        file = write_study(tmp_path / name)
+        (tmp_path / name / "suite.yaml").write_text(yaml.safe_dump({**SUITE, **known, **change}))
+        plan = prepare(file, out=tmp_path / name / "out")
+        priced.append(forecast(plan.nodes, plan.folder).seconds["simple_spread_v3-none-s0/evaluation"])
+    assert priced[1] == pytest.approx(priced[0] * (4 + 3 + 2) / 4)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
