@@ -147,3 +147,16 @@ def neighbour_distance(embeddings: Tensor) -> Tensor:
     if not len(apart):
         raise ValueError(f"expected embeddings of at least two words, got {count} that are all the same")
     return apart.mean()
+
+
+def check_radius(embeddings: Tensor, epsilon: float) -> None:
+    """Raise `ValueError` for an ε > 0 beyond all embeddings `[V, e]`, as one in other units is.
+
+    From the middle of all words no other is further away than the largest distance to it.
+    """
+    reach = float(torch.linalg.vector_norm(embeddings.detach() - embeddings.detach().mean(0), dim=-1).amax())
+    if epsilon > 2 * reach:
+        raise ValueError(
+            "expected epsilon in units of the mean distance between neighbouring embeddings, where all words "
+            f"lie within {reach:.3g} of their middle, got {epsilon:g}; at 1 a word reaches its neighbours"
+        )

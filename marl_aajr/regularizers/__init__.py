@@ -10,6 +10,7 @@ from marl_aajr.core.checks import check_settings, made, one_of
 from marl_aajr.regularizers.aajr import AAJR
 from marl_aajr.regularizers.augmentation import NoiseAugmentation, OffPolicyAdversarialTraining
 from marl_aajr.regularizers.certified import ConvexSmoothPolicy, Radial
+from marl_aajr.regularizers.finetuning import embedding_penalty
 from marl_aajr.regularizers.jacobian_norms import Frobenius, RandomDirection, Spectral
 from marl_aajr.regularizers.macer import MACER
 from marl_aajr.regularizers.regularizer import Regularizer, Sum
@@ -37,6 +38,7 @@ __all__ = [
     "SpectralNormalization",
     "State",
     "Sum",
+    "embedding_penalty",
     "make_regularizer",
     "ppo_policy_loss",
     "settings_of",
