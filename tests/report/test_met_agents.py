@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from marl_aajr.report import write_report
 from marl_aajr.report.cautions import cautions
 from marl_aajr.report.learning_curves import adversary_returns
 from marl_aajr.report.met_agents import agents_met
@@ -112,6 +113,7 @@ def test_a_best_response_that_is_undertrained_is_seen_as_such(tmp_path: Path) ->
         "Best responses over environment steps: none (plain PPO) goes from -30.0 to -10.5; aajr goes from "
         "-10.0 to -10.0; ernie goes from -10.0 to -10.0."
     )
+    assert "<b>Best responses</b>" in write_report([found], tmp_path / "report.html").read_text()
 
 
 def test_a_method_that_has_not_met_them_has_a_dash(tmp_path: Path) -> None:
