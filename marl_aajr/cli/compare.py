@@ -116,7 +116,8 @@ def _references(given: Sequence[str]) -> dict[str, Reference]:
 
 def table(comparison: Comparison) -> Table:
     """Clean return, and what the worst attack of each size leaves of all runs and of the median one."""
-    numbers = ("clean", *(f"worst at ε {epsilon:g}" for epsilon in comparison.epsilons))
+    named = "worst, {:g} words" if comparison.protocol.norm == "words" else "worst at ε {:g}"
+    numbers = ("clean", *map(named.format, comparison.epsilons))
     result = table_of("method", numbers=numbers, show_lines=True)
     for row in comparison.rows:
         worst = (_under_attack(row, epsilon, comparison.decimals) for epsilon in comparison.epsilons)

@@ -190,7 +190,8 @@ def show(evaluation: Evaluation, run: Path, *, kept: Path | None = None) -> None
 def _table(result: ActionsResult, *, agents: tuple[str, ...], level: float) -> Table:
     """The returns with one kind of actions; a row of fewer than all attacked agents names them."""
     metrics = result.metrics
-    numbers = ("ε", "return", f"{level:.0%} interval", *metrics, "actions changed")
+    in_words = any(row.attack.norm == "words" for row in result.attacks)
+    numbers = ("words" if in_words else "ε", "return", f"{level:.0%} interval", *metrics, "actions changed")
     shown = table_of("attack", numbers=numbers)
     decimals = _decimals(result)
 
@@ -251,7 +252,9 @@ def _limits(evaluation: Evaluation, result: ActionsResult) -> Iterator[str]:
     if budget := str(evaluation.budget):
         steps = sorted({str(row.attacked_steps) for row in result.attacks if row.attacked_steps is not None})
         yield f"Budget {budget}" + (f": {', '.join(steps)}" if steps else "")
-    if evaluation.norm != "linf":
+    if evaluation.norm == "words":
+        yield "words: how many of those that agents read are replaced by synonyms"
+    elif evaluation.norm != "linf":
         yield f"ε is the {evaluation.norm} norm of a whole perturbation"
 
 
@@ -269,7 +272,8 @@ def _weakest(result: ActionsResult) -> Iterator[str]:
         sure = paired_difference(tried[0].returns, tried[1].returns).negative
         said = f"{tried[0].agents[0]} is the weakest link" if sure else "no clear weakest link"
         found += f", against {written(result.clean_selection_return or 0.0, decimals)} without attack"
-        yield f"Attacked alone, {attack.name} at ε = {attack.epsilon:g}: {found}; {said}"
+        size = f"{attack.epsilon:g} words" if attack.norm == "words" else f"ε = {attack.epsilon:g}"
+        yield f"Attacked alone, {attack.name} at {size}: {found}; {said}"
 
 
 def _decimals(result: ActionsResult) -> int:

@@ -57,12 +57,17 @@ class CommonProtocol:
             self.task.team and f"return of {self.task.team}",
             f"{self.episodes} episodes, seed {self.seed}, {self.actions} actions",
             f"{100 * self.level:g} % intervals",
-            f"ε in {self.units} units",
-            f"ε in the {self.norm.upper()} norm" if self.norm != "linf" else "",
+            *_sizes(self.norm, self.units),
             f"attacks on {listing(self.channels)}" if self.channels else "",
             f"smoothing {self.smoothing}" if self.smoothing else "",
         )
         return ", ".join(filter(None, parts))
+
+
+def _sizes(norm: str, units: str) -> tuple[str, ...]:
+    if norm == "words":
+        return ("words replaced by their synonyms",)
+    return f"ε in {units} units", f"ε in the {norm.upper()} norm" if norm != "linf" else ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,9 @@ for 10 (skewed runs: t 89 to 91 %, bootstrap 46 to 85 %).
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -143,9 +145,30 @@ def some(items: Sequence[str], *, of: int, noun: str) -> str:
     return listing(items) if len(items) <= FEW else f"{len(items)} of the {of} {noun}"
 
 
+_IN_WORDS: ContextVar[bool] = ContextVar("sizes in words", default=False)
+
+
+@contextmanager
+def sizes_in(norm: str) -> Iterator[None]:
+    """Within this block sizes of attacks are written in what they are counted in: ε, or replaced words."""
+    token = _IN_WORDS.set(norm == "words")
+    try:
+        yield
+    finally:
+        _IN_WORDS.reset(token)
+
+
+def size_name() -> str:
+    """What sizes of attacks are called."""
+    return "words replaced" if _IN_WORDS.get() else "ε"
+
+
 def epsilons(values: Sequence[float]) -> str:
-    """`ε = 0.1 and 0.2`."""
-    return f"ε\u00a0=\u00a0{listing([f'{value:g}' for value in values])}"
+    """`ε = 0.1 and 0.2`; `1 and 2 words`."""
+    found = listing([f"{value:g}" for value in values])
+    if _IN_WORDS.get():
+        return f"{found} word{'s' * (list(values) != [1])}"
+    return f"ε\u00a0=\u00a0{found}"
 
 
 def count(n: int, noun: str) -> str:
@@ -154,8 +177,8 @@ def count(n: int, noun: str) -> str:
 
 
 def size(epsilon: float) -> str:
-    """`ε = 0.1`."""
-    return f"ε = {epsilon:g}"
+    """`ε = 0.1`; `2 words`."""
+    return count(round(epsilon), "word") if _IN_WORDS.get() else f"ε = {epsilon:g}"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from marl_aajr.core.checks import METRIC_DECIMALS, grouped
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Condition, unlimited
-from marl_aajr.report.estimates import Estimate, count, number
+from marl_aajr.report.estimates import Estimate, count, number, size_name
 from marl_aajr.report.ranking import floor, has_learned, own_side
 from marl_aajr.report.style import MUTED, Look, Panel, draw_lines, svg
 
@@ -42,7 +42,7 @@ def worst_case(comparison: Comparison, looks: Sequence[Look], *, key: str) -> Pa
     means = [mean for one in series for run in one.runs for mean in run]
     limits = axis_range(points, [*means, *([] if nothing is None else [nothing])], air=0.08)
     drawing = _against_epsilon(series, [looks[i] for i in shown], limits=limits, key=key, nothing=nothing)
-    alt = f"Return under the worst attack against ε. {_spelled(comparison, rows, series)}."
+    alt = f"Return under the worst attack against {size_name()}. {_spelled(comparison, rows, series)}."
     if nothing is not None:
         alt += f" A team that has learned nothing: {number(nothing, decimals=comparison.decimals)}."
     own = ", against its own side" if own_side(comparison) else ""
@@ -58,7 +58,7 @@ def robustness(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tu
     for i, (attack, at) in enumerate(by_attack.items()):
         series = [_series(row, dict(at)) for row in comparison.rows]
         drawing = _against_epsilon(series, looks, limits=limits, key=f"{key}{i}")
-        alt = f"Return against ε under {attack}. {_spelled(comparison, comparison.rows, series)}."
+        alt = f"Return against {size_name()} under {attack}. {_spelled(comparison, comparison.rows, series)}."
         panels.append(Panel(attack, drawing, alt))
     return tuple(panels)
 
@@ -79,7 +79,7 @@ def metrics(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tuple
         limits = min(0.0, *means) - 0.03, max(1.0, *means) + 0.03
         drawing = _against_epsilon(series, looks, limits=limits, key=f"{key}{i}", unit=name)
         said = _spelled(comparison, comparison.rows, series, METRIC_DECIMALS)
-        alt = f"{name} against ε under each run's worst attack. {said}."
+        alt = f"{name} against {size_name()} under each run's worst attack. {said}."
         panels.append(Panel(name, drawing, alt))
     return tuple(panels)
 
@@ -120,7 +120,7 @@ def _against_epsilon(
             axes.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0, zorder=1)
             means = [point.mean for point in points]
             draw_lines(axes, look, [(x, y) for y in one.runs], (x, means), marker=look.marker, markersize=4.5)
-        axes.set(xlabel="ε (0 = no attack)", ylabel=unit, ylim=limits)
+        axes.set(xlabel=f"{size_name()} (0 = no attack)", ylabel=unit, ylim=limits)
         ticks = _spaced(series[0].epsilons)
         axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
 

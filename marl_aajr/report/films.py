@@ -25,6 +25,7 @@ from marl_aajr.evaluation.episodes import AttackRun, play
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.report.comparison import Comparison, MethodRow
 from marl_aajr.report.conditions import Task
+from marl_aajr.report.estimates import size, sizes_in
 from marl_aajr.rollout.batched_env import BatchedEnvWrapper, BatchedStep
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import choose_agents
@@ -94,10 +95,9 @@ def film(
         clean, attacked = (
             env.shoot(victim, members, seed=seed, sampled=sampled, attack=lies) for lies in (None, run)
         )
-    names = [
-        f"{title}: {what}" if title else what
-        for what in ("no attack", f"{attack.name}, ε = {attack.perturbations.epsilon:g}")
-    ]
+    with sizes_in(attack.perturbations.norm):
+        what = ("no attack", f"{attack.name}, {size(attack.perturbations.epsilon)}")
+    names = [f"{title}: {each}" if title else each for each in what]
     decimals = decimals_of(shot.earned for shot in (*clean, *attacked))
     last = max(len(clean), len(attacked)) - 1
     times = [*range(0, last, ceil((last + 1) / MOST_FRAMES)), last]

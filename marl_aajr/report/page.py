@@ -6,7 +6,7 @@ Everything is turned into text, tables and figures here; the templates only lay 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -31,7 +31,7 @@ from marl_aajr.report import (
 from marl_aajr.report.cautions import Notes, all_cautions, left_out_of_all
 from marl_aajr.report.comparison import Comparison, compare_each
 from marl_aajr.report.conditions import Task
-from marl_aajr.report.estimates import count, number
+from marl_aajr.report.estimates import count, number, size_name, sizes_in
 from marl_aajr.report.headline import headline, headline_of_all
 from marl_aajr.report.methods import differences, shared, software_of
 from marl_aajr.report.ranking import nothing_learned, ranked
@@ -89,7 +89,8 @@ def write_report(
         from marl_aajr.report.films import films_of
 
         films = films_of(comparisons)
-    text = _render(comparisons, title, notes or Notes(), references or {}, films)
+    with sizes_in(_only({comparison.protocol.norm for comparison in comparisons})):
+        text = _render(comparisons, title, notes or Notes(), references or {}, films)
     target.parent.mkdir(parents=True, exist_ok=True)
     write_text(target, text)
     return target
@@ -154,7 +155,6 @@ def _sections(
     for i, comparison in enumerate(comparisons):
         own = frozenset(str(run.run.path) for run in comparison.runs)
         reference = reference_of(references, comparison.task)
-        drawn = _figures(comparison, legend, key=f"e{i}", reference=reference, training=own not in seen)
         film = films.get(comparison.task, "")  # or the reason why there is none
         shown = {
             "key": f"e{i}",
@@ -162,7 +162,9 @@ def _sections(
             "no_film": film if isinstance(film, str) else "",
             "legend": legend.entries(comparison.rows),
         }
-        found.append(shown | _words(comparison) | _tables(comparison) | drawn)
+        with sizes_in(comparison.protocol.norm):
+            drawn = _figures(comparison, legend, key=f"e{i}", reference=reference, training=own not in seen)
+            found.append(shown | _words(comparison) | _tables(comparison) | drawn)
         seen.add(own)
     return found
 
@@ -178,7 +180,13 @@ def _words(comparison: Comparison) -> dict[str, Any]:
         "how_chosen": how_chosen(comparison),
         "how_compared": how_compared(comparison) if len(comparison.rows) > 1 else "",
         "several_runs": any(len(row.runs) > 1 for row in comparison.rows),
+        "size_name": size_name(),
     }
+
+
+def _only(norms: Collection[str]) -> str:
+    """The norm of all; of several, the usual one."""
+    return next(iter(norms)) if len(norms) == 1 else "linf"
 
 
 def _tables(comparison: Comparison) -> dict[str, Any]:

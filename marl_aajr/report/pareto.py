@@ -133,7 +133,7 @@ def _pareto(rows: Sequence[MethodRow], looks: Sequence[Look], found: Tradeoff, *
         across, up = zip(*(_point(by_label[label], epsilon) for label in found.front), strict=True)
         stairs = [left, *across, across[-1]], [up[0], *up, bottom]
         axes.step(*stairs, where="pre", color=MUTED, linewidth=0.9, zorder=1)
-        axes.set(xlabel="clean return", ylabel=f"worst return, ε = {epsilon:g}")
+        axes.set(xlabel="clean return", ylabel=f"worst return, {size(epsilon)}")
         axes.set(xlim=(left, right), ylim=(bottom, top))
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_locator(MaxNLocator(5))

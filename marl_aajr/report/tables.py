@@ -21,6 +21,7 @@ from marl_aajr.report.estimates import (
     number,
     shaded,
     size,
+    size_name,
 )
 from marl_aajr.report.methods import EvaluatedRun, show
 from marl_aajr.report.ranking import unranked
@@ -34,7 +35,7 @@ def results(comparison: Comparison) -> tuple[Block, ...]:
     clean = marked("clean return", rows, lambda row: row.clean, decimals=decimals, unranked=out)
     prices = (row.price and estimated(row.price, decimals=decimals) for row in rows)
     price = Line("price of robustness", tuple(cell or Cell("reference") for cell in prices))
-    area = marked("mean over ε", rows, lambda row: row.area, decimals=decimals, unranked=out)
+    area = marked(f"mean over {size_name()}", rows, lambda row: row.area, decimals=decimals, unranked=out)
 
     def in_other_ways(kind: str) -> Block:
         own = [row.others[kind] for row in rows]

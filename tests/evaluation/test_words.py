@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from marl_aajr import Victim, evaluate
 from marl_aajr.core.token_network import TokenNetwork
 from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.report import write_report
+from tests.report.factory import config, write_run
 
 BARGAIN = "marl_aajr.envs.bargain_v0"
 FEW: dict[str, Any] = {"episodes": 12, "selection_episodes": 6, "seed": 0}
@@ -102,3 +105,14 @@ def test_who_does_not_listen_loses_nothing() -> None:
 def test_words_are_not_mixed_with_balls() -> None:
     with pytest.raises(ValueError, match=r"attacks of one norm.*words-greedy in words"):
         evaluate(team(Listener()), attacks=["words-greedy", "pgd"], epsilons=[1], **FEW)
+
+
+def test_the_page_counts_words(judged: Evaluation, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "listener", configuration={**config(), "env": {"name": BARGAIN}})
+    (run / "evaluations" / "default.json").write_text(judged.model_dump_json())
+    page = write_report([run], tmp_path / "page.html").read_text("utf-8")
+    assert "words replaced by their synonyms" in page
+    assert "1 word" in page
+    assert "Return against words replaced" in page
+    shown = page.partition("<details")[0]
+    assert "ε =" not in shown
