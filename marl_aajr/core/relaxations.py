@@ -59,7 +59,11 @@ SHAPES: dict[type[nn.Module], Shape] = {
         convex=True,
         fits=lambda layer: 0 < layer.alpha <= 1,
     ),
-    nn.Softplus: Shape(lambda layer, x, y: torch.sigmoid(layer.beta * x), convex=True),
+    nn.Softplus: Shape(
+        lambda layer, x, y: torch.sigmoid(layer.beta * x),
+        convex=True,
+        fits=lambda layer: layer.threshold >= 20,  # where it becomes x, it jumps by exp(−threshold)
+    ),
 }
 """The activations that can be bounded."""
 

@@ -56,7 +56,22 @@ def test_a_linear_policy_has_the_margin_of_its_differences(method: Any, masked: 
     finite = rivals.any(-1)
     assert torch.equal(found.margin.isinf(), ~finite)
     torch.testing.assert_close(found.margin.float()[finite], expected[finite], rtol=1e-3, atol=2e-5)
-    assert (found.margin[finite] < expected[finite] + 1e-6).all()  # rounding is taken off
+
+
+def test_the_rounding_of_both_logits_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = decisions(linear(5), FIVE, inputs())
+    bounds, threat = DecisionBounds(given), PerturbationSet(epsilon=0.1)
+    exact = bounds.margins(threat, "crown")
+    assert (exact.rounding > 1e-7).all()
+    rounding = torch.full((50, 5), 0.5, dtype=torch.float64)
+    monkeypatch.setattr(bounds.network, "rounding", lambda *_: rounding)
+    rounded = bounds.margins(threat, "crown")
+    torch.testing.assert_close(rounded.margin, exact.margin - 1.0, atol=1e-4, rtol=0.0)
+    box = decisions(linear(4), TWO, inputs())
+    means = DecisionBounds(box)
+    exact = means.margins(threat, "crown")
+    monkeypatch.setattr(means.network, "rounding", lambda *_: rounding[:, :4])
+    torch.testing.assert_close(means.margins(threat, "crown").margin, exact.margin - 0.5, atol=1e-4, rtol=0.0)
 
 
 def test_several_discrete_actions_stay_only_together() -> None:

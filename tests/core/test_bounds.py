@@ -97,6 +97,17 @@ def test_a_linear_network_has_exact_bounds_in_both_norms(method: BoundMethod) ->
         torch.testing.assert_close(found.high, layer(obs) + 0.3 * length)
 
 
+@by_method
+@pytest.mark.parametrize("norm", get_args(Norm))
+def test_limits_of_the_input_cut_the_set_in_both_norms(method: BoundMethod, norm: Norm) -> None:
+    layer = nn.Linear(1, 1).double()
+    layer.weight.data.fill_(1.0)
+    layer.bias.data.zero_()
+    threat = PerturbationSet(epsilon=1.0, norm=norm, low=-0.1, high=0.2)
+    found = BoundedMLP.of(layer).outputs(Region.of(threat, torch.zeros(1, 1).double()), method)
+    assert (found.low.item(), found.high.item()) == pytest.approx((-0.1, 0.2))
+
+
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh, nn.Sigmoid])
 def test_an_independent_library_says_the_same(activation: type[nn.Module]) -> None:
     """It cuts its search for tangents short; in L2 it is wrong (version 0.4.7: a dual norm of −2)."""
@@ -201,6 +212,20 @@ def test_rounding_covers_every_pass_in_single_precision() -> None:
     assert room.max() < 1e-2
 
 
+def test_rounding_by_hand() -> None:
+    """w tanh(v x): (1 + 2) units of v x, through the slope of tanh, 16 of its own, times w, and 3 of w h."""
+    layers = nn.Sequential(nn.Linear(1, 1), nn.Tanh(), nn.Linear(1, 1)).double()
+    first, last = linear(layers)
+    for layer, weight in ((first, 2.0), (last, 5.0)):
+        layer.weight.data.fill_(weight)
+        layer.bias.data.zero_()
+    x = torch.tensor([[0.7]]).double()
+    value, unit = x.mul(2).tanh().item(), 1e-9
+    found = BoundedMLP.of(layers).rounding(Region(x, x, x), unit).item()
+    expected = 3 * 1.4 * (1 - value**2) + 16
+    assert found == pytest.approx(unit * (5 * expected + 3 * 5 * value), rel=0.02)
+
+
 def test_an_activation_of_single_precision_is_within_its_units() -> None:
     x = torch.linspace(-20, 20, 400_001).unsqueeze(-1)
     one = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1))
@@ -237,6 +262,12 @@ def pruned() -> nn.Sequential:
     return layers
 
 
+def watched() -> nn.Sequential:
+    layers = network()
+    layers.register_forward_hook(lambda _module, _inputs, output: 10 * output)
+    return layers
+
+
 @pytest.mark.parametrize(
     ("layers", "named"),
     [
@@ -244,9 +275,11 @@ def pruned() -> nn.Sequential:
         (nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), r"LSTM\(4, 4\) in place 1"),
         (nn.Sequential(nn.Linear(4, 4), nn.LeakyReLU(-0.5)), "LeakyReLU"),
         (nn.Sequential(nn.Linear(4, 4), nn.ELU(2.0)), "ELU"),
+        (nn.Sequential(nn.Linear(4, 4), nn.Softplus(threshold=1.0)), "Softplus"),
         (nn.MultiheadAttention(4, 2), "MultiheadAttention"),
         (nn.Sequential(nn.Tanh()), "without"),
         (pruned(), "hooks"),
+        (watched(), "hooks"),
         (torch.relu, "builtin_function"),
     ],
     ids=str,
