@@ -23,6 +23,9 @@ from marl_aajr.core.words import Words
 CHANNELS = "env.channels"
 """The setting; beside the arguments of an environment, the key that it stands under."""
 
+EACH = "each"
+"""In the place of a channel's name: an attack on every channel by itself."""
+
 _FORM = "{messages: [3, 4], others: '5:9'}, or the same for each agent: {agent_*: {messages: [3, 4]}}"
 
 
@@ -118,6 +121,11 @@ def who_observes(
     return tuple(a for a in agents if names is None or not known.get(a, {}).keys().isdisjoint(names))
 
 
+def each_channel(known: Mapping[str, Channels], agents: Iterable[str]) -> tuple[str, ...]:
+    """The names of all channels that some of these agents observe, in their order."""
+    return tuple(dict.fromkeys(name for agent in agents for name in known.get(agent, {})))
+
+
 def check_channel_names(channels: Any) -> None:
     """Raise `ValueError` unless these are names of channels, or None."""
     named = isinstance(channels, tuple) and all(isinstance(name, str) for name in channels)
@@ -129,7 +137,7 @@ def check_channels(
     names: Collection[str] | None, known: Mapping[str, Channels], agents: Collection[str], *, env: str
 ) -> None:
     """Raise `ValueError` where some of these agents have not all of the channels between them."""
-    there = list(dict.fromkeys(name for agent in agents for name in known.get(agent, {})))
+    there = each_channel(known, agents)
     for name in names or ():
         if not there:
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from marl_aajr.adversaries.learned import FittedAttack
 from marl_aajr.attacks import Attack, Fault, Transfer
-from marl_aajr.core.channels import NO_CHANNELS, Channels, check_channels
+from marl_aajr.core.channels import EACH, NO_CHANNELS, Channels, check_channels, each_channel
 from marl_aajr.core.environment_values import TO_FLOAT
 from marl_aajr.core.flat_observations import FlatBox, check_mask_is_named
 from marl_aajr.core.policy import differentiable
@@ -164,7 +165,7 @@ def admitted(
     env, agents, name = judged.env, judged.members, judged.spec.name
     longest = longest_episode(env, judged.spec)
     check_channels(suite.channels, env.channels, agents, env=name)
-    for attack in attacks:
+    for attack in chain.from_iterable(_on_each(attack, judged) for attack in attacks):
         try:
             check_channels(attack.perturbations.channels, env.channels, agents, env=name)
             check_attack(attack, judged.victim, agents, env.channels)
@@ -178,6 +179,14 @@ def admitted(
         else:
             kept.append(attack)
     return tuple(kept), tuple(skipped.values())
+
+
+def _on_each(attack: Attack, judged: Judged) -> list[Attack]:
+    """An attack on each channel of the agents where it is for `each`, else the attack itself."""
+    if attack.perturbations.channels != (EACH,):
+        return [attack]
+    each = each_channel(judged.env.channels, judged.members) or [EACH]  # which is refused, with the reason
+    return [replace(attack, perturbations=replace(attack.perturbations, channels=(name,))) for name in each]
 
 
 def fitting(

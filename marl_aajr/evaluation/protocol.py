@@ -97,8 +97,8 @@ class Protocol(Section):
     """The request for an evaluation; the suite decides each field that is None.
 
     Attributes:
-        suite: suite: `quick` (seconds), `standard`, `full`, or a YAML file; None: `attacks` only. In Python
-            also a `Suite`.
+        suite: suite: `quick` (seconds), `standard`, `full`, `threats`, or a YAML file; None: `attacks` only.
+            In Python also a `Suite`.
         attacks: names of `list attacks`, beside or instead of the suite's. With settings an attack is
             `{attack: NAME, setting: value}`, in Python also an `Attack`, or a pair of one of these and its
             size. They are refused where a victim does not admit them, while those of a suite are left out.

@@ -27,6 +27,7 @@ from marl_aajr.report import (
     reproduce,
     scores,
     tables,
+    threat_map,
 )
 from marl_aajr.report.cautions import Notes, all_cautions, left_out_of_all
 from marl_aajr.report.comparison import Comparison, compare_each
@@ -194,6 +195,7 @@ def _tables(comparison: Comparison) -> dict[str, Any]:
     results = tables.results(comparison)
     ends = tables.lowest_and_highest(comparison)
     met = crossplay_tables.lowest_and_highest(comparison) if comparison.pool else ()
+    threats = threat_map.threat_map(comparison)
     return {
         "differences": differences(configs),
         "shared": shared(configs),
@@ -208,6 +210,8 @@ def _tables(comparison: Comparison) -> dict[str, Any]:
         "changed_actions": tables.changed_actions(comparison),
         "proven": proven.proven(comparison),
         "dynamics": dynamics.dynamics(comparison),
+        "threats": threats,
+        "threat_ends": [number(end, decimals=comparison.decimals) for end in threats.ends],
         "team_returns": tables.team_returns(comparison),
         "metrics": tables.metrics(comparison),
         "weakest": adversaries.weakest_links(comparison),

@@ -97,7 +97,7 @@ def arguments(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[list[s
     common += _each("--opponent", [_known(name, renamed) for name in others])
     common += _each("--partner", [_known(name, renamed) for name in dict.fromkeys(partners)])
     first, *more = _attacks(evaluation) or [[]]
-    return [[*common, *how] for how in ([*first, *_faults(evaluation)], *more)]
+    return [[*common, *how] for how in ([*first, *_unranked(evaluation)], *more)]
 
 
 def _known(name: str, renamed: Mapping[str, str]) -> str:
@@ -199,21 +199,19 @@ def _disturbed(evaluation: Evaluation, renamed: Mapping[str, str]) -> list[str]:
     return found
 
 
-def _faults(evaluation: Evaluation) -> list[str]:
-    """The faults that were named beside a suite or instead of it, each with its settings."""
+def _unranked(evaluation: Evaluation) -> list[str]:
+    """The faults, words and channels that were named beside a suite or instead of it, with their settings."""
     known = builtin_suites().get(evaluation.suite)
-    of_suite = {entry.name for entry in known.attacks} if known else set()
-    named = [row for row in evaluation.results[0].threats if (row.kind, row.form) == ("fault", "worst")]
     if evaluation.suite and known is None:
         return []
-    return _each(
-        "--attack",
-        [
-            json.dumps({"attack": row.name, **row.settings, "draws": row.draws})
-            for row in named
-            if row.name not in of_suite
-        ],
-    )
+    of_suite = {entry.name for entry in known.attacks} if known else set()
+    found = []
+    for row in (row for row in evaluation.results[0].threats if row.name not in of_suite):
+        if row.kind in ("channel", "message"):
+            found.append(json.dumps({"attack": row.name, **row.settings}))
+        elif (row.kind, row.form) == ("fault", "worst"):
+            found.append(json.dumps({"attack": row.name, **row.settings, "draws": row.draws}))
+    return _each("--attack", found)
 
 
 def _sizes(epsilons: Mapping[float, None] | Sequence[float]) -> list[str]:
