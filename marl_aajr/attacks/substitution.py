@@ -166,10 +166,9 @@ class RandomWords(WordAttack):
 class GradientWords(WordAttack):
     """HotFlip: one word after the other, the one that raises the objective the most to first order.
 
-        (i, v) = argmax (E_v − E_{w_i})ᵀ ∇_i g,      v a synonym of w_i, i not replaced yet
+        (i, v) = argmax (E_v − E_{w_i})ᵀ ∇_i g,      v a synonym of w_i
 
-    The gradient is that of the sentence so far; the best sentence on the way counts. Where the gradient
-    vanishes at w, the first word is a random one.
+    The gradient is that of the sentence so far; the best sentence on the way counts.
 
     Source: Ebrahimi 2018 (arXiv 1712.06751), without its beam.
     """
@@ -180,19 +179,13 @@ class GradientWords(WordAttack):
 
     def choose(self, sentences: Sentences, count: int, generator: torch.Generator) -> Tensor:
         s, table = sentences, sentences.policy.embeddings
-        flat = self.objective_for(s.policy.distribution).flat_at_zero
         current = best = s.tokens
         value = s.value(best)
-        for step in range(min(count, s.tokens.shape[-1])):
+        for _ in range(min(count, s.tokens.shape[-1])):
             slope = value_and_gradient(s.g, s.obs, s.delta(current))[1].unflatten(-1, (-1, table.shape[-1]))
             gain = ((table[s.others] - table[current].unsqueeze(-2)) * slope.unsqueeze(-2)).sum(-1)
-            if flat and step == 0:
-                gain = torch.rand(gain.shape, generator=generator).to(gain)
-            open_places = s.legal & (current == s.tokens).unsqueeze(-1)
-            found = gain.masked_fill(~open_places, -torch.inf).flatten(1).argmax(-1)
-            place, choice = found // gain.shape[-1], found % gain.shape[-1]
-            written = s.written(current, place, choice)
-            current = torch.where(open_places.flatten(1).any(-1, keepdim=True), written, current)
+            found = gain.masked_fill(~s.legal, -torch.inf).flatten(1).argmax(-1)
+            current = s.written(current, found // gain.shape[-1], found % gain.shape[-1])
             tried = s.value(current)
             better = tried > value
             best, value = torch.where(better[:, None], current, best), torch.where(better, tried, value)
@@ -212,12 +205,12 @@ class GreedyWords(WordAttack):
         current = s.tokens
         value = s.value(current)
         for _ in range(min(count, current.shape[-1])):
-            begun, legal = current, s.legal & (current == s.tokens).unsqueeze(-1)
-            for place, choice in legal.any(0).nonzero().tolist():
+            begun = current
+            for place, choice in s.legal.any(0).nonzero().tolist():
                 at = torch.full_like(s.rows, place)
                 changed = s.written(begun, at, torch.full_like(at, choice))
                 tried = s.value(changed)
-                better = (tried > value) & legal[:, place, choice]
+                better = tried > value
                 current = torch.where(better[:, None], changed, current)
                 value = torch.where(better, tried, value)
         return current
@@ -264,7 +257,7 @@ class ExhaustiveWords(WordAttack):
             changed = s.tokens.clone()
             changed[:, places] = s.others[:, places, choices]
             tried = s.value(changed)
-            better = (tried > value) & s.legal[:, places, choices].all(-1)
+            better = tried > value
             best, value = torch.where(better[:, None], changed, best), torch.where(better, tried, value)
         return best
 

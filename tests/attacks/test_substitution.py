@@ -77,6 +77,11 @@ def test_every_sentence_is_tried_and_none_is_worse(count: int, channels: tuple[s
         shown = sentences(policy, attacked.perturbed)
         changed = shown != TOKENS
         assert changed.sum(1).max() == min(count, len(places)), name
+        if name == "words-random":
+            able = torch.tensor(
+                [[WORDS.synonyms.count(WORDS.synonyms[w]) > 1 for w in row] for row in TOKENS]
+            )
+            assert torch.equal(changed.sum(1), able[:, list(places)].sum(1).clamp_max(count))
         assert not changed[:, [i for i in range(4) if i not in places]].any(), name
         kinds = torch.tensor(WORDS.synonyms)
         assert torch.equal(kinds[shown], kinds[TOKENS]), name
@@ -106,12 +111,6 @@ def test_random_words_take_all_places_and_synonyms_alike() -> None:
     for place in range(4):
         share = shown[:, place].bincount(minlength=4)[1:4] / 3000
         torch.testing.assert_close(share, torch.tensor([0.5, 0.25, 0.25]), atol=0.04, rtol=0)
-
-
-def test_a_flat_objective_begins_with_a_random_word() -> None:
-    policy, obs = read()
-    found = run(attack("words-gradient", 2, objective="kl"), policy, obs)
-    assert (found.value > 0).double().mean() > 0.8
 
 
 class Liar(WordAttack):

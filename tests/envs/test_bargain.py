@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from marl_aajr.envs.bargain_deals import best_deal, deaf_total
+from marl_aajr.envs.bargain_deals import _answer, best_deal, deaf_total
 from marl_aajr.envs.bargain_v0 import (
     Bargain,
     BargainBatch,
@@ -85,6 +85,17 @@ def test_synonyms_are_drawn_by_their_rarity(rarity: float) -> None:
     torch.testing.assert_close(drawn, expected / expected.sum(), atol=0.015, rtol=0)
 
 
+def test_words_are_drawn_anew_for_every_agent_and_claim() -> None:
+    env = batched_env(2000, rarity=1.0, num_agents=3)
+    opinions = env.reset(seed=1)["ann"][:, 2]
+    claims = torch.zeros(3, 2000, dtype=torch.int64)
+    rounds = [act(env, claims).obs["ann"] for _ in range(2)]
+    books = env.words.vocabulary.index("books")
+    nouns = torch.stack([opinions, *(obs[:, 10 + 5 * i] for obs in rounds for i in range(3))]) - books
+    same = (nouns[:, None] == nouns).double().mean(-1)
+    torch.testing.assert_close(same, 0.25 + 0.75 * torch.eye(7).double(), atol=0.05, rtol=0)
+
+
 @pytest.mark.parametrize("agents", [2, 3])
 def test_the_best_deal_is_that_of_brute_force(agents: int) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -119,6 +130,16 @@ def test_returns_are_those_of_brute_force(worths: tuple[float, ...], quarrel: fl
     place = divmod(int(total.argmax()), len(rules))
     claims = torch.stack([rules[i].argmax(1) for i in place])
     assert deaf_total(orders, claims, quarrel=quarrel) == pytest.approx(float(total.max()))
+
+
+def test_the_answer_to_deaf_agents_is_the_best_of_all_rules() -> None:
+    orders, generator = Bargain().orders, torch.Generator().manual_seed(0)
+    for _ in range(10):
+        claims = torch.randint(3, (3, 6), generator=generator)
+        answered = torch.cat([_answer(orders, claims, 0, quarrel=2.0)[None], claims[1:]])
+        every = (torch.cat([torch.tensor([rule]), claims[1:]]) for rule in product(range(3), repeat=6))
+        most = max(deaf_total(orders, each, quarrel=2.0) for each in every)
+        assert deaf_total(orders, answered, quarrel=2.0) == pytest.approx(most)
 
 
 def listen(env: BargainBatch, tokens: Tensor, second: bool) -> Tensor:

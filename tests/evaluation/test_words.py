@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,12 @@ from marl_aajr.envs.bargain_v0 import batched_env
 from torch import Tensor, nn
 
 from marl_aajr import Victim, evaluate
+from marl_aajr.attacks import Attack
 from marl_aajr.core.token_network import TokenNetwork
+from marl_aajr.core.word_budget import WordBudget
+from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.result import Evaluation
+from marl_aajr.evaluation.word_checks import word_objective_checks, word_return_checks
 from marl_aajr.report import write_report
 from tests.report.factory import config, write_run
 
@@ -116,3 +120,51 @@ def test_the_page_counts_words(judged: Evaluation, tmp_path: Path) -> None:
     assert "Return against words replaced" in page
     shown = page.partition("<details")[0]
     assert "ε =" not in shown
+
+
+class TestOrder:
+    """What the checks say where an order is broken."""
+
+    @staticmethod
+    def found(gains: Mapping[str, Sequence[float]]) -> dict[str, str]:
+        """Verdicts, with these gains of random, gradient, greedy and exhaustive words, by number of words."""
+
+        def climb(attacks: Mapping[str, Attack]) -> Mapping[str, Tensor]:
+            return {
+                name: torch.full((4,), gains[attack.name][int(attack.perturbations.epsilon) - 1])
+                for name, attack in attacks.items()
+            }
+
+        checks = word_objective_checks([WordBudget(epsilon=m) for m in (1, 2)], climb)
+        return {check.name: check.verdict for check in checks}
+
+    @pytest.mark.parametrize(
+        ("changed", "failing"),
+        [
+            ({}, None),
+            ({"words-random": [0.1, 1.0]}, "random words ≤ greedy"),
+            ({"words-gradient": [0.6, 0.2]}, "more words, larger objective"),
+            ({"words-exhaustive": [0.55]}, "one word ≤ every sentence"),
+        ],
+    )
+    def test_of_the_objective(self, changed: dict[str, list[float]], failing: str | None) -> None:
+        sound = {"random": [0.1, 0.2], "gradient": [0.5, 0.7], "greedy": [0.6, 0.9], "exhaustive": [0.6]}
+        found = self.found({f"words-{name}": gain for name, gain in sound.items()} | changed)
+        assert len(found) == 3
+        assert [name for name, verdict in found.items() if verdict != "pass"] == [failing] * bool(failing)
+
+    def test_of_the_returns(self, judged: Evaluation) -> None:
+        (result,) = judged.results
+
+        def shifted(row: AttackOutcome, by: float) -> AttackOutcome:
+            noise = [0.01 * (i % 2) for i in range(len(row.returns))]
+            returns = tuple(r + by + n for r, n in zip(result.clean.returns, noise, strict=True))
+            return row.model_copy(update={"returns": returns, "mean": sum(returns) / len(returns)})
+
+        def verdicts(by: Mapping[tuple[str, float], float]) -> list[str]:
+            rows = tuple(shifted(row, by.get((row.attack.name, row.epsilon), -3.0)) for row in result.attacks)
+            return [c.verdict for c in word_return_checks(result.model_copy(update={"attacks": rows}))]
+
+        assert verdicts({}) == ["pass"]
+        assert verdicts({("words-random", 1.0): -5.0}) == ["fail"]
+        assert verdicts({("words-greedy", 2.0): -1.0}) == ["pass", "warn"]
