@@ -87,8 +87,8 @@ class Fault(Attack):
 
     def _free(self, obs: Tensor) -> Tensor:
         """The sensors that the mask leaves, `[d]` bool."""
-        mask = self.perturbations.mask
-        return torch.tensor(mask or (True,) * obs.shape[-1], device=obs.device)
+        free = self.perturbations.free(obs)
+        return torch.ones_like(obs[0], dtype=torch.bool) if free is None else free > 0
 
     def _broken(self, obs: Tensor, rows: RememberedRows, share: float) -> Tensor:
         """A random share of the free sensors in each row, at least one, `[B, d]` bool."""

@@ -138,8 +138,8 @@ class SquareAttack(Attack, mixes_sizes=True):
         g = self.bound(policy, obs)
         worst, value = torch.zeros_like(obs), once(g, obs)
         free = torch.arange(obs.shape[-1], device=obs.device)
-        if self.perturbations.mask is not None:
-            free = free[torch.tensor(self.perturbations.mask, device=obs.device)]
+        if (touched := self.perturbations.free(obs)) is not None:
+            free = free[touched > 0]
         width = free.shape[0]
         delta = self._redraw(torch.zeros_like(obs), obs, free, obs.shape[-1], generator)
         for query in range(self.queries):

@@ -103,7 +103,7 @@ class PerturbationSet:
 
     def preconditioner(self, like: Tensor) -> Tensor | None:
         """M = mask · scale as `[d]`, or None where it is the identity."""
-        mask = self._free(like)
+        mask = self.free(like)
         scale = None if self.scale is None else self._features(self.scale, "scale", like)
         if mask is None or scale is None:
             return scale if mask is None else mask
@@ -123,7 +123,7 @@ class PerturbationSet:
         radius = self.radius(delta)
         size = self.size(delta)
         inside = size <= (radius.squeeze(-1) if isinstance(radius, Tensor) else radius) * (1 + _TOLERANCE)
-        if (free := self._free(delta)) is not None:
+        if (free := self.free(delta)) is not None:
             inside &= (delta * (1 - free) == 0).all(-1)
         for bound, sign in zip(self._interval(obs), (-1, 1), strict=True):
             if bound is not None:
@@ -143,7 +143,7 @@ class PerturbationSet:
                 return delta.clamp(-radius, radius)
             return delta.clamp(*self.box(obs))
         (low, high), radius = self._interval(obs), self.radius(delta)
-        if (free := self._free(delta)) is not None:
+        if (free := self.free(delta)) is not None:
             delta = delta * free
         if self.block is not None:
             delta = self._blocks(delta)
@@ -178,7 +178,7 @@ class PerturbationSet:
         """A random point of the unit ball."""
         if self.norm == "linf":
             return torch.empty_like(like).uniform_(-1, 1, generator=generator)
-        unit, mask = torch.empty_like(like).normal_(generator=generator), self._free(like)
+        unit, mask = torch.empty_like(like).normal_(generator=generator), self.free(like)
         if mask is not None:
             unit = unit * mask
         if self.block is not None:
@@ -212,7 +212,7 @@ class PerturbationSet:
         """
         return self._scaled(action.clamp(-1, 1), obs)
 
-    def _free(self, like: Tensor) -> Tensor | None:
+    def free(self, like: Tensor) -> Tensor | None:
         """1 for the features that can be touched, else 0, `[d]`; None: all can."""
         if self.channels is not None:
             raise ValueError(
@@ -256,7 +256,7 @@ class Unlimited(PerturbationSet):
         return delta.isfinite().all(-1) & (distance <= _TOLERANCE * (1 + obs.abs())).all(-1)
 
     def project(self, delta: Tensor, obs: Tensor) -> Tensor:
-        if (free := self._free(delta)) is not None:
+        if (free := self.free(delta)) is not None:
             delta = delta * free
         low, high = self._interval(obs)
         return delta if low is high is None else delta.clamp(low, high)

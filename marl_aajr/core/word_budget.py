@@ -41,13 +41,13 @@ class WordBudget(PerturbationSet):
         return (self._lengths(delta) > 0).sum(-1)
 
     def contains(self, delta: Tensor, obs: Tensor) -> Tensor:
-        free = self._free(delta)
+        free = self.free(delta)
         inside = (self.size(delta) <= self.epsilon) & delta.isfinite().all(-1)
         return inside if free is None else inside & (delta * (1 - free) == 0).all(-1)
 
     def project(self, delta: Tensor, obs: Tensor) -> Tensor:
         """The m words that change the most, `[..., d]`."""
-        if (free := self._free(delta)) is not None:
+        if (free := self.free(delta)) is not None:
             delta = delta * free
         lengths = self._lengths(delta)
         kept = torch.zeros_like(lengths)

@@ -30,7 +30,7 @@ from marl_aajr.evaluation.replacements import Replacement, admitted_controls, re
 from marl_aajr.evaluation.result import ActionsResult, Check, Evaluation, PlayedEnvironment, Skipped
 from marl_aajr.evaluation.rows import play_rows
 from marl_aajr.evaluation.variations import admitted_variations
-from marl_aajr.evaluation.word_checks import word_return_checks
+from marl_aajr.evaluation.word_checks import embedding_checks, word_return_checks
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import SAID, announce, choose_agents
 from marl_aajr.training.run_directory import RunDirectory
@@ -290,6 +290,7 @@ def _checks(
     if attacks:
         distributions = [evaluator.victim.distribution(agent) for agent in evaluator.agents]
         yield from attack_checks(evaluator, attacks, observed)
+        yield from embedding_checks(evaluator, attacks) if evaluator.suite.norm != "words" else ()
         for row in rows:
             in_words = evaluator.suite.norm == "words"
             yield from word_return_checks(row) if in_words else return_checks(row, distributions)

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from marl_aajr.attacks import Attack, ExhaustiveWords, GradientWords, GreedyWords, RandomWords
 from marl_aajr.core.checks import grouped, written
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.core.word_budget import WordBudget
+from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.order_checks import lower
 from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.result import ActionsResult, Check
@@ -87,6 +89,22 @@ def word_return_checks(rows: ActionsResult) -> Iterator[Check]:
             f"with {a.epsilon:g}: read the smaller of the two."
         )
         yield Check(f"{name}: more words, lower return", "warn", text)
+
+
+def embedding_checks(evaluator: Evaluator, attacks: Sequence[Attack]) -> Iterator[Check]:
+    """What attacks in a ball say of words, where policies read them: how many synonyms are in it."""
+    words, largest = evaluator.env.words, max(attack.perturbations.epsilon for attack in attacks)
+    policy = evaluator.victim.policy(evaluator.agents[0])
+    if words is None or policy.block is None or not words.legal.any():
+        return
+    table, order = policy.embeddings, 2.0 if evaluator.suite.norm == "l2" else torch.inf
+    away = torch.linalg.vector_norm(table[words.others] - table.unsqueeze(1), ord=order, dim=-1)[words.legal]
+    within = (away <= largest * (1 + 1e-4)).double().mean().item()
+    text = (
+        "Attacks move embeddings to where no word is: an upper bound on what other words within ε can do. "
+        f"Of all synonyms {within:.0%} are within ε = {largest:g}, the farthest at {away.max().item():.3g}."
+    )
+    yield Check("embedded words", "pass", text)
 
 
 def _count(row: AttackOutcome) -> str:

@@ -106,6 +106,18 @@ def test_who_does_not_listen_loses_nothing() -> None:
     assert found.attacks[0].success_rate == 0
 
 
+@pytest.mark.parametrize(("epsilon", "within"), [(0.9, "0%"), (1.0, "100%")])
+def test_attacks_on_embeddings_are_an_upper_bound_within_their_size(epsilon: float, within: str) -> None:
+    """All words of the listener are as far from each other as neighbours are: 1."""
+    judged = evaluate(
+        team(Listener()), attacks=["pgd"], epsilons=[epsilon], norm="l2", channels=["messages"], **FEW
+    )
+    (check,) = (check for check in judged.checks if check.name == "embedded words")
+    assert f"Of all synonyms {within} are within ε = {epsilon:g}, the farthest at 1." in check.text
+    (found,) = judged.results
+    assert found.attacks[0].mean < found.clean.mean
+
+
 def test_words_are_not_mixed_with_balls() -> None:
     with pytest.raises(ValueError, match=r"attacks of one norm.*words-greedy in words"):
         evaluate(team(Listener()), attacks=["words-greedy", "pgd"], epsilons=[1], **FEW)
