@@ -12,7 +12,7 @@ agents with equal spaces share a module. The memory of a recurrent victim is not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -195,7 +195,8 @@ class ObservationThreat(Threat):
     @cached_property
     def perturbations(self) -> PerturbationSet:
         """Δ, in `units`."""
-        return PerturbationSet(**{f.name: getattr(self, f.name) for f in fields(PerturbationSet)})
+        names = ("epsilon", "norm", "mask", "scale", "low", "high", "channels")
+        return PerturbationSet(**{name: getattr(self, name) for name in names})
 
     def build(self, num_envs: int, *, device: torch.device | str = "cpu") -> ObservationGame:
         victim, env = self.frozen, self.copies(num_envs, device=device)
@@ -206,10 +207,9 @@ class ObservationThreat(Threat):
         sets = {}
         for agent in agents:
             scaled = replace(self.perturbations, epsilon=self.epsilon * self.scales.get(agent, 1.0))
-            own = held(scaled, env.channels.get(agent, {}), features(victim, agent))
-            if own is not None:
-                seen = victim.observation_spaces[agent], victim.filters.get(agent)
-                sets[agent] = at_network(own, *seen, units=self.units)
+            space, observed = victim.observation_spaces[agent], victim.filters.get(agent)
+            if (own := held(scaled, env.channels.get(agent, {}), features(victim, agent))) is not None:
+                sets[agent] = at_network(own, space, observed, units=self.units)
         adversaries = ObservationAdversaries(
             actions=self.adversary_actions, victim=victim, agents=tuple(sets), joint=self.joint
         )

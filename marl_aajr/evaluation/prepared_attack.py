@@ -31,7 +31,7 @@ def prepare(
     own = held_attack(attack, victim, agent, channels)
     if own is None:
         raise ValueError(f"expected an agent with the channels of {attack.perturbations}, got {agent!r}")
-    inside = at_network(own.perturbations, space, observed, units=units if attack.sized else "raw")
+    inside = at_network(own.perturbations, space, observed, units=units)
     return replace(own, perturbations=inside).against(victim, agent)
 
 

@@ -98,3 +98,11 @@ def test_surrogates_of_each_run_are_the_same_condition_and_two_of_one_run_are_no
     assert labels(comparison) == ["transfer", "transfer (2)"]
     (row,) = comparison.rows
     assert row.worst_attack[0.1].attack == "transfer (2)"
+
+
+def test_an_attack_is_named_with_its_channels_and_who_hears_nothing_is_no_limit(tmp_path: Path) -> None:
+    content = limited(["agent_1"], channels=["messages"])
+    content["attacks"][0] |= {"settings": {"steps": 10, "channels": ["messages"]}}
+    comparison = compared(tmp_path, {"messages": content})
+    assert labels(comparison) == ["pgd on messages"]
+    assert str(comparison.protocol).endswith("attacks on messages")

@@ -259,3 +259,27 @@ def test_teams_that_were_said_at_the_evaluation_only_are_said_again(tmp_path: Pa
         comparison = compare([load_run(run)])
         assert dict(parsed(commands([comparison])))["evaluate"]["set_"] == given
         assert not any("another environment" in caution for caution in cautions(comparison))
+
+
+def test_channels_words_and_attacks_on_other_channels_are_asked_for_again(tmp_path: Path) -> None:
+    content = evaluation(attacks=PGD, channels=["others", "landmarks"])
+    content["attacks"][0]["settings"] = {"steps": 10, "channels": ["others", "landmarks"]}
+    row = {key: content["clean"][key] for key in ("mean", "low", "high", "returns")}
+    content["threats"] = [
+        {**row, "kind": "message", "name": "message-worst", "form": "worst", "agents": ["agent_0"]},
+        {
+            **row,
+            "kind": "channel",
+            "name": "pgd",
+            "form": "worst",
+            "settings": {"epsilon": 0.2, "channels": ["position"]},
+            "agents": ["agent_0"],
+        },
+    ]
+    (options,) = evaluations(tmp_path, content)
+    assert options["channel"] == ["others", "landmarks"]
+    assert options["attack"] == [
+        "pgd",
+        {"attack": "message-worst"},
+        {"attack": "pgd", "epsilon": 0.2, "channels": ["position"]},
+    ]

@@ -53,10 +53,9 @@ class TrainingAttack(Attack):
 
     def run(self, policy: Policy, obs: Tensor, *, generator: torch.Generator) -> Tensor:
         own = {name: getattr(self, name) for name in ("objective", "steps", "step_size", "step")}
-        limits = dict(vars(self.perturbations))
-        epsilon = limits.pop("epsilon")
-        rollouts = RolloutAttack(**own, **limits)
-        return rollouts.perturb(policy, obs, epsilon=epsilon, generator=generator).delta
+        inside, names = self.perturbations, ("norm", "mask", "scale", "low", "high")
+        rollouts = RolloutAttack(**own, **{name: getattr(inside, name) for name in names})
+        return rollouts.perturb(policy, obs, epsilon=inside.epsilon, generator=generator).delta
 
     def against(self, victim: Victim, agent: str) -> Attack:
         needs_critic = "critic" in self.objective_for(victim.distribution(agent)).needs
