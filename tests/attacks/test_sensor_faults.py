@@ -135,6 +135,9 @@ class TestWhatIsShown:
         free = torch.tensor(mask)
         assert torch.equal(shown[..., ~free], obs[..., ~free])
         assert (shown != obs)[..., free].any()
+        if name == "dropout":
+            every = play(fault_of(name, mask=mask, share=1.0), obs, ends)
+            assert (every[..., free] == 0).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,14 +147,18 @@ class TestMemory:
         shown = play(fault, obs, ends)
         assert torch.equal(play(fault, obs, ends), shown)
         assert not torch.equal(play(fault, obs, ends, seed=1), shown)
-        obs = obs[:1].expand_as(obs).clone()
-        obs[3:] += 1
-        ends = torch.zeros_like(ends)
+        obs[6:], ends = obs[:6], torch.zeros_like(ends)
         ends[5] = True
         again = play(fault, obs, ends)
-        assert not torch.equal(again[6:] - obs[6:], again[:6] - obs[:6]), (
-            "the second episode's numbers are new"
-        )
+        assert not torch.equal(again[6:], again[:6]), "the second episode's numbers are new"
+        memory = fault.remember(COPIES, seed=0)
+        both = []
+        for seen in obs[:6]:
+            both.append(look(fault, memory, torch.cat([seen, seen]), agents=("a", "b")))
+            memory.advance()
+        mine, other = torch.stack(both).split(COPIES, 1)
+        assert torch.equal(mine, again[:6])
+        assert not torch.equal(mine, other), "another agent's numbers are others"
 
     def test_looking_changes_nothing_and_each_row_has_its_own_time(self, name: str) -> None:
         """One agent decides always, another in some copies and at some steps: it sees its own past."""
@@ -254,24 +261,27 @@ class TestAgainstAVictim:
         for episode in range(2):
             env.reset(seed=episode)
             true.reset(seed=episode)
-            shown: list[Any] = []
-            there: list[Any] = []
+            shown: dict[str, list[Any]] = {"agent_0": [], "agent_1": []}
+            there: dict[str, list[Any]] = {"agent_0": [], "agent_1": []}
             actions = dict.fromkeys(true.possible_agents, 1 + episode)
             if turns:
                 while env.agents:
-                    if env.agent_selection == "agent_1" and not env.truncations["agent_1"]:
-                        env.observe("agent_0")  # whose turn it is not
-                        shown.append([env.observe("agent_1") for _ in range(2)][1])
-                        there.append(true.observe("agent_1"))
-                    move = None if env.truncations[env.agent_selection] else 1
+                    agent, out = env.agent_selection, env.truncations[env.agent_selection]
+                    if agent in shown and not out:
+                        env.observe("agent_0")  # whosever turn it is
+                        shown[agent].append([env.observe(agent) for _ in range(2)][1])
+                        there[agent].append(true.observe(agent))
+                    move = None if out else 1
                     env.step(move)
                     true.step(move)
             else:
                 seen, seen_there = env.reset(seed=episode)[0], true.reset(seed=episode)[0]
                 while env.agents:
-                    shown.append(seen["agent_1"])
-                    there.append(seen_there["agent_1"])
+                    for agent, readings in shown.items():
+                        readings.append(seen[agent])
+                        there[agent].append(seen_there[agent])
                     seen, seen_there = env.step(actions)[0], true.step(actions)[0]
-            assert len(there) == 5
-            for t in range(5):
-                assert shown[t] == pytest.approx(there[max(t - 2, 0)]), (episode, t)
+            for agent, readings in shown.items():
+                assert len(readings) == 5
+                for t in range(5):
+                    assert readings[t] == pytest.approx(there[agent][max(t - 2, 0)]), (episode, agent, t)
