@@ -22,6 +22,9 @@ from marl_aajr.core.policy import Policy
 NEIGHBOURS = 256
 """Embeddings whose nearest neighbour is sought, evenly spaced over larger vocabularies."""
 
+_BEYOND = 10.0
+"""No curve of ε needs sizes of so many times the distance of the furthest word."""
+
 
 class TokenNetwork(nn.Module, ABC):
     """A network from words `[B, L]` to distribution inputs `[B, m]`, in two halves.
@@ -71,9 +74,11 @@ class TokenNetwork(nn.Module, ABC):
     def at(self, obs: Tensor, tokens: Tensor, free: Tensor | None = None) -> Tensor:
         """f(x, w), `[B, L·e] -> [B, m]`; `free` in the place of `self.free`."""
         tokens = tokens.long()
-        moved = obs.unflatten(-1, (tokens.shape[-1], -1)) * self.unit
+        clean, unit = self.embeddings[tokens], self.unit
+        # A difference: where nobody has moved a word, to the last bit what the word is.
+        moved = clean + (obs.unflatten(-1, (tokens.shape[-1], -1)) - clean / unit) * unit
         free = self.free(tokens) if free is None else free
-        return self.from_embedding(torch.where(free.unsqueeze(-1), moved, self.embeddings[tokens]), tokens)
+        return self.from_embedding(torch.where(free.unsqueeze(-1), moved, clean), tokens)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_unit": None}
@@ -150,12 +155,9 @@ def neighbour_distance(embeddings: Tensor) -> Tensor:
 
 
 def check_radius(embeddings: Tensor, epsilon: float) -> None:
-    """Raise `ValueError` for an ε > 0 beyond all embeddings `[V, e]`, as one in other units is.
-
-    From the middle of all words no other is further away than the largest distance to it.
-    """
+    """Raise `ValueError` for an ε far beyond all embeddings `[V, e]`, as one in other units is."""
     reach = float(torch.linalg.vector_norm(embeddings.detach() - embeddings.detach().mean(0), dim=-1).amax())
-    if epsilon > 2 * reach:
+    if epsilon > _BEYOND * reach:
         raise ValueError(
             "expected epsilon in units of the mean distance between neighbouring embeddings, where all words "
             f"lie within {reach:.3g} of their middle, got {epsilon:g}; at 1 a word reaches its neighbours"

@@ -23,6 +23,9 @@ from marl_aajr.language.models import (
     word_tokenizer,
 )
 
+ARGUMENTS = ("config", "vocabulary", "token_ids", "held", "actions", "outputs", "tokenizer")
+"""The arguments of the network, and its attributes."""
+
 
 class LanguageNetwork(TokenNetwork):
     """Distribution inputs `[B, m]` from words `[B, L]`, in the environment's numbers.
@@ -68,7 +71,7 @@ class LanguageNetwork(TokenNetwork):
             raise ValueError(f"expected words for the actions or a head, got {actions} and {outputs} outputs")
         self.config, self.tokenizer = dict(config), tokenizer
         self.vocabulary, self.token_ids = list(vocabulary), list(token_ids)
-        self.held, self.outputs = tuple(held), outputs
+        self.held, self.outputs = tuple(map(int, held)), outputs
         self.actions = None if actions is None else list(actions)
         # What is loaded is made on the meta device, which would lose what rotary embeddings keep.
         loading = torch.empty(0).device.type == "meta"
@@ -111,6 +114,21 @@ class LanguageNetwork(TokenNetwork):
         network = cls(config, words.vocabulary, ids, held=[words.padding], **answers, tokenizer=text)
         network._take(model)
         return network
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What it is made of but its weights, as values of JSON: `LanguageNetwork(**arguments)`."""
+        return {name: getattr(self, name) for name in ARGUMENTS}
+
+    @property
+    def hidden_size(self) -> int:
+        """The width of what a head reads."""
+        return int(self.body.config.hidden_size)
+
+    def read_weights(self, folder: str) -> None:
+        """Play by the weights of a folder, which the configuration is of."""
+        model, _ = read_model(folder)
+        self._take(model)
 
     @property
     def embeddings(self) -> Tensor:

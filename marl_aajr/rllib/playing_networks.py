@@ -25,6 +25,7 @@ from marl_aajr.core.flat_observations import vector_space
 from marl_aajr.core.mlp import hooked
 from marl_aajr.core.policy import map_tree
 from marl_aajr.rllib.internals.modules import forward_inference, inference_layers, plain_networks
+from marl_aajr.rllib.language_module import LanguageModule
 from marl_aajr.rllib.networks import FlatActorCritic
 from marl_aajr.rllib.plugin.module_policy import judges_observations
 from marl_aajr.victims.layers import flatten
@@ -143,6 +144,8 @@ _ROWS = 64
 
 def playing_network(module: RLModule) -> nn.Module:
     """The network that plays for a module: its layers if they agree to the last bit, else itself."""
+    if isinstance(module, LanguageModule):
+        return module.actor
     layers = _layers(module)
     if layers is None:
         return live_module(module)

@@ -23,6 +23,7 @@ from marl_aajr.core.environment_values import TO_FLOAT, split
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.internals.algorithms import RunAPPO, RunIMPALA, RunPPO
 from marl_aajr.rllib.internals.learners import resumable_learner_class
+from marl_aajr.rllib.language_module import check_epsilon
 from marl_aajr.rllib.networks import check_observation_space
 from marl_aajr.rllib.plugin.attacked_measures import ReturnsUnderAttack
 from marl_aajr.rllib.sampling.env import register
@@ -132,6 +133,9 @@ def _set_methods(
         attacked = check_attack(methods.attack, config, mapping)
     if methods.regularizers:
         check_regularizers(config, mapping, methods, attacked)
+        if config.model.language is not None:
+            for name, regularizer in methods.regularizers.items():
+                check_epsilon(result.rl_module_spec.rl_module_specs[name].model_config, regularizer)
         robustify(result, dict(sorted(methods.regularizers.items())))
     else:
         result.learners(learner_class=resumable_learner_class(result.learner_class))
@@ -147,7 +151,8 @@ def _check_playable(config: RunConfig, mapping: PolicyMapping, methods: TeamMeth
         from_space(mapping.action_spaces[agent])
         box, _ = split(space)
         method = methods.methods[mapping.module_of[agent]].name
-        needs_floats = [f"method {method}"] * (method not in (NO_METHOD, RolloutAttack.name))
+        reads = config.model.language is not None  # what it perturbs is embedded
+        needs_floats = [f"method {method}"] * (method not in (NO_METHOD, RolloutAttack.name) and not reads)
         needs_floats += ["observation_filter mean_std"] * (config.observation_filter != "none")
         if needs_floats and not np.issubdtype(box.dtype, np.floating):
             raise ValueError(
@@ -194,6 +199,7 @@ def _module_specs(config: RunConfig, mapping: PolicyMapping) -> MultiRLModuleSpe
                 mapping.module_space(agent),
                 mapping.action_spaces[agent],
                 target_network=config.algorithm == "appo",
+                words=mapping.words(agent),
             )
             for module, agent in mapping.modules.items()
         }

@@ -29,6 +29,7 @@ from marl_aajr.training.fields import (
     validated,
 )
 from marl_aajr.training.files import load_yaml
+from marl_aajr.training.language_config import LanguageConfig
 from marl_aajr.training.method import MethodConfig, RolloutsConfig
 from marl_aajr.training.resources import Resources
 
@@ -71,6 +72,7 @@ class ModelConfig(Section):
         free_log_std: for Box actions, log σ is a parameter of its own instead of an output.
         critic: input of the critic: the agent's `own` observation; beside it the `joint` observation of all
             agents or the environment's `state` (MAPPO, arXiv 2103.01955).
+        language: a language model in their place, for observations that are words; None: MLPs.
     """
 
     hidden: tuple[Count, ...] = (64, 64)
@@ -80,6 +82,7 @@ class ModelConfig(Section):
     sequence_length: Count = 20
     free_log_std: bool = False
     critic: Literal["own", "joint", "state"] = "own"
+    language: LanguageConfig | None = None
 
 
 class PPOSettings(Section):

@@ -17,6 +17,7 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from torch import nn
 
 from marl_aajr.core.environment_values import split
+from marl_aajr.core.token_network import TokenNetwork
 from marl_aajr.rllib.playing_networks import critic_network, live_module, playing_network
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.policy_mapping import PolicyMapping
@@ -101,8 +102,10 @@ def _compare(name: str, module: Any, victim: Victim, mapping: PolicyMapping) -> 
         expected = live(observations, mask)
     else:
         expected, _ = live(observations, initial_state(live, _ROWS))
-    policy = victim.policy(agent, action_mask=mask, state=state)
-    got = policy(observations.flatten(1))
+    inputs, tokens = observations.flatten(1), None
+    if isinstance(victim.modules[name], TokenNetwork):
+        inputs, tokens = victim.inputs(agent, observations), inputs.long()
+    got = victim.policy(agent, action_mask=mask, state=state, tokens=tokens)(inputs)
     if not torch.equal(expected, got):
         worst = float((expected - got).abs().max())
         raise ValueError(

@@ -29,7 +29,8 @@ def check_regularizers(
 ) -> None:
     """Raise `ValueError` for a regularizer that its module cannot be trained with."""
     offers: frozenset[Need] = EVERYTHING
-    if config.model.critic != "own":  # a centralised critic does not evaluate an observation alone
+    # A centralised critic does not evaluate an observation alone, nor that of a language model embeddings.
+    if config.model.critic != "own" or config.model.language is not None:
         offers -= {"critic"}
     if config.algorithm != "ppo":  # the losses of APPO and IMPALA are not taken row by row
         offers -= {"policy_loss", "advantages"}

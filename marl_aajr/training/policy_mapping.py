@@ -21,6 +21,8 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 
 from marl_aajr.core.channels import Channels
 from marl_aajr.core.environment_values import agent_name, split
+from marl_aajr.core.words import Words
+from marl_aajr.rllib.language_module import LanguageModule, language_model_config
 from marl_aajr.rllib.networks import ORTHOGONAL_GAIN, FlatActorCritic, MAPPOModule, needs_flat_module
 from marl_aajr.rollout.centralized_critic import CentralView, with_state
 from marl_aajr.rollout.environments import resolve
@@ -44,6 +46,11 @@ class PolicyMapping:
     module_of: Mapping[str, str]
     central: gym.spaces.Box | None = None
     channels: Mapping[str, Channels] = field(default_factory=dict)
+
+    def words(self, agent: str) -> Words | None:
+        """The words that an agent reads; None: it reads none."""
+        known = (channel.words for channel in self.channels.get(agent, {}).values())
+        return next((words for words in known if words is not None), None)
 
     @property
     def modules(self) -> dict[str, str]:
@@ -125,12 +132,17 @@ def module_spec(
     action_space: gym.Space[Any],
     *,
     target_network: bool = False,
+    words: Words | None = None,
 ) -> RLModuleSpec:
     """RLlib's module for these spaces and settings: its own where that will do.
+
+    `words` are those that observations consist of, for `model.language`.
 
     Raises:
         ValueError: an LSTM, or APPO's target network, where only our own modules will do, which have none.
     """
+    if model.language is not None:
+        return _language_spec(model, observation_space, action_space, words, target_network=target_network)
     orthogonal = {
         "fcnet_kernel_initializer": "orthogonal_",
         "fcnet_kernel_initializer_kwargs": {"gain": ORTHOGONAL_GAIN},
@@ -164,3 +176,27 @@ def module_spec(
         )
     spaces = {"observation_space": observation_space, "action_space": action_space}
     return RLModuleSpec(module_class=kind, model_config=settings, **spaces)
+
+
+def _language_spec(
+    model: ModelConfig,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    words: Words | None,
+    *,
+    target_network: bool,
+) -> RLModuleSpec:
+    assert model.language is not None
+    for name, value, right in (
+        ("model.lstm", model.lstm, None),
+        ("model.critic", model.critic, "own"),
+        ("algorithm", "appo" if target_network else "ppo", "ppo"),
+    ):
+        if value != right:
+            raise ValueError(f"expected {name} {right} with model.language, got {value}; change one of them")
+    settings = model.language.model_dump()
+    if settings["folder"] is not None:  # it has its own sizes
+        settings = {name: settings[name] for name in ("folder", "head")}
+    config = language_model_config(words, observation_space, action_space, **settings)
+    spaces = {"observation_space": observation_space, "action_space": action_space}
+    return RLModuleSpec(module_class=LanguageModule, model_config=config, **spaces)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.core.mlp import opened
+from marl_aajr.language.network import ARGUMENTS, LanguageNetwork
 from marl_aajr.victims.recurrent import CORES, Recurrent
 
 
@@ -87,6 +88,7 @@ LAYERS: dict[type[nn.Module], tuple[str, ...]] = {
     ClipLogStd: ("clip",),
     ChannelsFirst: (),
     ChannelsLast: (),
+    LanguageNetwork: ARGUMENTS,
 }
 """The layers that a victim may have, with the attributes that are their constructor arguments."""
 

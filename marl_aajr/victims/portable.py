@@ -24,6 +24,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from marl_aajr.core.flat_observations import FlatBox
+from marl_aajr.core.token_network import TokenNetwork
 from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.layers import build, describe, flatten
 from marl_aajr.victims.smoothing import SmoothedVictim, Smoothing, smoothed
@@ -201,12 +202,13 @@ def _under(numbers: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)}
 
 
-def _network(layers: list[dict[str, Any]], weights: dict[str, Tensor]) -> nn.Sequential:
+def _network(layers: list[dict[str, Any]], weights: dict[str, Tensor]) -> nn.Module:
     # On the meta device nothing is initialised, so that loading draws no global random numbers.
     with torch.device("meta"):
         network = build(layers)
     network.load_state_dict(weights, assign=True)
-    return network
+    only = next(iter(network))
+    return only if isinstance(only, TokenNetwork) else network
 
 
 def _space_to_json(space: gym.Space[Any]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from marl_aajr.core.distributions import (
 )
 from marl_aajr.core.fixed_network import fixed
 from marl_aajr.core.policy import ModulePolicy, Policy, map_tree
+from marl_aajr.core.token_network import TokenNetwork, TokenPolicy
 from marl_aajr.rllib.internals.modules import actor_forward, trained_actor
 from marl_aajr.rllib.networks import FlatActorCritic
 from marl_aajr.rllib.plugin.observation_layout import FlatLayout, Leaves, ObservationLayout
@@ -128,6 +129,9 @@ def module_policy(
         ValueError: `leaves` that the observations do not have, or nothing to perturb.
     """
     obs = batch[Columns.OBS]
+    if reads_words(module):
+        reader = TokenPolicy(module.token_network, distribution, obs)
+        return reader, module.token_network.embed(obs)
     if hidden := _critic_only(module):
         # Perturbing what only the critic reads would be no attack on the actor.
         obs = {key: part for key, part in obs.items() if key not in hidden}
@@ -168,7 +172,12 @@ class RLModuleCritic:
 
 def judges_observations(module: TorchRLModule) -> bool:
     """Whether a module has a critic that reads the agent's own observation, and nothing else of the game."""
-    return isinstance(module, ValueFunctionAPI) and not _critic_only(module)
+    return isinstance(module, ValueFunctionAPI) and not _critic_only(module) and not reads_words(module)
+
+
+def reads_words(module: TorchRLModule) -> bool:
+    """Whether a module reads words, which are perturbed in its embeddings."""
+    return isinstance(getattr(module, "token_network", None), TokenNetwork)
 
 
 def actor_of(module: TorchRLModule) -> nn.Sequential | None:

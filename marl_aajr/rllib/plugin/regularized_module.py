@@ -33,6 +33,7 @@ from marl_aajr.rllib.plugin.module_policy import (
     judges_observations,
     module_distribution,
     module_policy,
+    reads_words,
 )
 from marl_aajr.rllib.plugin.observation_layout import FlatLayout, check_masks, flat_layout
 
@@ -238,7 +239,8 @@ class RegularizedModule(Regularized):
         """Find out, by the agents' nested spaces, what observations were before connectors flattened them."""
         space, leaves = self.module.observation_space, self.regularizer.perturbed_leaves
         # Whoever names the features has the last word.
-        free = self._perturbs and not any(getattr(member, "mask", None) for member in self._members)
+        free = not any(getattr(member, "mask", None) for member in self._members)
+        free &= self._perturbs and not reads_words(self.module)
         if free and structures and isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
             width, actions = space.shape[0], self.module.action_space
             self._flattened = flat_layout(width, structures, leaves=leaves, actions=actions)

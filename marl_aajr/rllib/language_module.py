@@ -1,0 +1,124 @@
+"""A causal language model as an RLModule: an actor that reads words, and a value head on what it has read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import torch
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical
+from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
+from ray.rllib.core.rl_module.torch import TorchRLModule
+from torch import Tensor, nn
+
+from marl_aajr.core.checks import maximum
+from marl_aajr.core.token_network import check_radius
+from marl_aajr.core.words import Words
+from marl_aajr.language import LanguageNetwork
+from marl_aajr.language.models import check_length
+from marl_aajr.regularizers.adversarial import Perturbing
+from marl_aajr.regularizers.regularizer import Regularizer
+
+NETWORK, FOLDER = "language_network", "folder"
+"""Keys of `model_config`: the arguments of a `LanguageNetwork`, and the folder of its first weights, if any.
+
+RLlib puts settings of its own beside them.
+"""
+
+
+class LanguageModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
+    """Actor and critic share the model's body; the critic is one layer on what it makes of the last word.
+
+    Configuration (`model_config`): as `language_model_config` gives it.
+
+    Attributes:
+        actor: the network between words and actions, which regularizers perturb in its embeddings.
+    """
+
+    reads_obs_only: ClassVar[bool] = True
+
+    def setup(self) -> None:
+        super().setup()
+        self.actor = LanguageNetwork(**self.model_config[NETWORK])
+        folder = self.model_config.get(FOLDER)
+        if folder is not None and Path(folder).is_dir():  # elsewhere the weights come from a checkpoint
+            self.actor.read_weights(folder)
+        if not self.inference_only:
+            self.value = nn.Linear(self.actor.hidden_size, 1)
+        self.action_dist_cls = TorchCategorical
+
+    @property
+    def token_network(self) -> LanguageNetwork:
+        """The network that a policy of its embeddings asks."""
+        return self.actor
+
+    def get_non_inference_attributes(self) -> list[str]:
+        return ["value"]
+
+    def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
+        hidden = self._read(batch[Columns.OBS])
+        return {Columns.ACTION_DIST_INPUTS: self.actor.logits(hidden), Columns.EMBEDDINGS: hidden}
+
+    def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
+        hidden = self._read(batch[Columns.OBS]) if embeddings is None else embeddings
+        values: Tensor = self.value(hidden).squeeze(-1)
+        return values
+
+    def _read(self, obs: Tensor) -> Tensor:
+        tokens = obs.long()
+        return self.actor.hidden(self.actor.embeddings[tokens], tokens)
+
+
+def check_epsilon(model_config: Mapping[str, Any], regularizer: Regularizer) -> None:
+    """Raise `ValueError` where ε is in other units than those of the embeddings that a run begins with."""
+    with torch.random.fork_rng(devices=[]):
+        network = LanguageNetwork(**model_config[NETWORK])
+    if (folder := model_config.get(FOLDER)) is not None:
+        network.read_weights(folder)
+    for member in getattr(regularizer, "members", (regularizer,)):
+        if isinstance(member, Perturbing):
+            check_radius(network.embeddings / network.unit, maximum(member.epsilon))
+
+
+def language_model_config(
+    words: Words | None,
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    *,
+    folder: str | None = None,
+    head: bool = False,
+    **sizes: Any,
+) -> dict[str, Any]:
+    """The configuration of a `LanguageModule`: all that it is made of but its weights, as values of JSON.
+
+    Args:
+        words: of the environment.
+        observation_space: a Box of tokens, `[L]`.
+        action_space: Discrete.
+        folder: of a model whose weights it begins with; None: random ones.
+        head: whether a head answers, although the environment has words for the actions.
+        sizes: of a new model, see `marl_aajr.language.model_config`.
+
+    Raises:
+        ValueError: an environment that is not of words, or not of discrete actions; a folder of something
+            else, a tokenizer that does not cover the words, or a context that is too short.
+    """
+    if words is None or len(observation_space.shape or ()) != 1:
+        raise ValueError(
+            "expected an environment whose observations are words for model.language, got "
+            f"{observation_space}; use bargain_v0, or marl_aajr.rollout.text_observations for texts"
+        )
+    if not isinstance(action_space, gym.spaces.Discrete):
+        raise ValueError(f"expected Discrete actions for model.language, got {action_space}")
+    length, outputs = int(observation_space.shape[0]), int(action_space.n)
+    with torch.random.fork_rng(devices=[]):
+        if folder is None:
+            sizes = {"context": length, **sizes}
+            network = LanguageNetwork.of_words(words, outputs=outputs, head=head, **sizes)
+        else:
+            network = LanguageNetwork.from_folder(folder, words, outputs=outputs, head=head)
+    check_length(network.body, length)
+    return {NETWORK: network.arguments, FOLDER: None if folder is None else str(Path(folder).resolve())}

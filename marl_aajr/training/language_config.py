@@ -1,0 +1,28 @@
+"""The settings of language models in runs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from marl_aajr.training.fields import Count, Section
+
+
+class LanguageConfig(Section):
+    """A causal language model that reads the observations, where these are words (extra `[language]`).
+
+    Attributes:
+        architecture: kind of the model, made anew with random weights.
+        hidden_size: width of embeddings and layers.
+        layers: number of layers.
+        heads: number of attention heads, a divisor of `hidden_size`.
+        folder: folder of a model and its tokenizer (`save_pretrained`), whose weights are trained on; the
+            settings above say nothing then. Nothing is downloaded. None: a new model.
+        head: a layer for the actions, instead of the logits of the words that stand for them.
+    """
+
+    architecture: Literal["gpt2", "llama", "mistral", "qwen2", "qwen3"] = "gpt2"
+    hidden_size: Count = 32
+    layers: Count = 2
+    heads: Count = 2
+    folder: str | None = None
+    head: bool = False

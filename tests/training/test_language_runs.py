@@ -1,0 +1,131 @@
+"""Runs whose policies are language models: trained with AAJR in their embeddings, saved, read elsewhere."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from marl_aajr.evaluation import evaluate
+from marl_aajr.language import LanguageNetwork, model_config, word_tokenizer
+from marl_aajr.language.models import new_model
+from marl_aajr.training.algorithm import build_config
+from marl_aajr.training.config import RunConfig
+from marl_aajr.training.policy_mapping import policy_mapping_of
+from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.trainer import train
+from marl_aajr.victims import Victim, fingerprint
+from tests.training.runs import numbers, tiny, weights
+
+BARGAIN = {"name": "marl_aajr.envs.bargain_v0"}
+AAJR = {
+    "name": "aajr",
+    "ramp": None,
+    "coefficient": 30.0,
+    "sample_fraction": 0.5,
+    "epsilon": 0.5,
+    "norm": "l2",
+    "steps": 2,
+    "channels": ["messages"],
+    "interval": 1,
+}
+
+
+def reading(**changes: Any) -> RunConfig:
+    language = {"hidden_size": 8, "layers": 1}
+    return tiny(
+        **{"env": BARGAIN, "env_steps": 200, "model": {"language": language}, "method": AAJR, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(reading(), tmp_path_factory.mktemp("language") / "run")
+
+
+def test_the_penalty_holds_the_gain_down(run: Path, tmp_path: Path) -> None:
+    plain = train(reading(method={**AAJR, "coefficient": 0.0, "measured": True}), tmp_path / "plain")
+    before, after = ([line["modules"]["team"] for line in numbers(path)] for path in (plain, run))
+    assert before[0]["aajr/gain_mean"] > 0
+    assert after[-1]["aajr/gain_mean"] < 0.8 * before[-1]["aajr/gain_mean"]
+    assert after[0]["aajr/objective_gain"] > 0
+    assert any(not torch.equal(weights(run)[name], value) for name, value in weights(plain).items())
+
+
+def test_a_resumed_run_is_the_same(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "resumed"
+    train(reading(), out, should_stop=lambda: True)
+    train(reading(), out, resume=True)
+    assert numbers(out) == numbers(run)
+    assert fingerprint(Victim.load(RunDirectory(out).victim)) == fingerprint(
+        Victim.load(RunDirectory(run).victim)
+    )
+
+
+def test_a_victim_takes_its_words_along(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(RunDirectory(run).victim, tmp_path / "victim")
+    assert sorted(path.name for path in (tmp_path / "victim").iterdir()) == [
+        "victim.json",
+        "victim.safetensors",
+    ]
+    torch.manual_seed(7)
+    drawn = torch.get_rng_state()
+    victim = Victim.load(tmp_path / "victim")
+    assert torch.equal(torch.get_rng_state(), drawn)
+    network = victim.modules["team"]
+    assert isinstance(network, LanguageNetwork)
+    words = policy_mapping_of(reading()).words("ann")
+    assert words is not None
+    assert tuple(network.vocabulary) == words.vocabulary
+    assert network.actions == ["books", "hats", "balls"]
+    tokenizer = json.loads(network.tokenizer)
+    assert tokenizer["model"]["vocab"]["books"] == network.token_ids[network.vocabulary.index("books")]
+    assert json.loads((tmp_path / "victim" / "victim.json").read_text())["modules"]["team"][0]["vocabulary"]
+
+
+def test_the_quick_suite_attacks_its_embeddings(run: Path) -> None:
+    result = evaluate(run, suite="quick", episodes=4, epsilons=[0.5])
+    assert {row.attack.name for row in result.attacks} >= {"pgd"}
+    assert all(torch.tensor(row.returns).isfinite().all() for row in result.attacks)
+
+
+def test_weights_of_a_folder_are_trained_on(tmp_path: Path) -> None:
+    words = policy_mapping_of(reading()).words("ann")
+    assert words is not None
+    folder = tmp_path / "model"
+    torch.manual_seed(1)
+    made: Any = new_model(model_config("qwen2", vocab_size=len(words) + 2, hidden_size=8, layers=1))
+    made.save_pretrained(folder)
+    word_tokenizer([*words.vocabulary[::-1], "and", "or"], padding="<pad>").save_pretrained(folder)
+    config = reading(model={"language": {"folder": str(folder)}})
+    module = build_config(config).rl_module_spec.rl_module_specs["team"].build()
+    table = made.get_input_embeddings().weight
+    torch.testing.assert_close(module.actor.embeddings, table.flip(0)[2:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"env": {"name": "simple_spread_v3"}}, "observations are words for model.language, got Box"),
+        ({"model": {"language": {"folder": "gpt2"}}}, "folder of a model with a config.json, got 'gpt2'"),
+        ({"model": {"language": {"hidden_size": 9}}}, "multiple of heads, got 9 for 2 heads"),
+        ({"model": {"language": {}, "lstm": 8}}, "expected model.lstm None with model.language, got 8"),
+        ({"method": {**AAJR, "objective": "value"}}, "critic"),
+        ({"observation_filter": "mean_std"}, "floating-point observations for observation_filter"),
+        (
+            {"method": {**AAJR, "epsilon": 300.0}},
+            "units of the mean distance between neighbouring embeddings",
+        ),
+    ],
+)
+def test_refusals(
+    changes: dict[str, Any], match: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=match):
+        train(reading(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
