@@ -31,10 +31,9 @@ from marl_aajr.rllib.internals.learners import (
 )
 from marl_aajr.rllib.lean.adam import FlatAdam
 from marl_aajr.rllib.lean.minibatches import Division, minibatches, rows_of, unfilled_memory
-from marl_aajr.rllib.lean.module_loss import LOSS, ModuleLoss, Plan
+from marl_aajr.rllib.lean.module_loss import LOSS, ModuleLoss, Plan, unread_columns
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients
-from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS, ROLLOUTS_KEY
-from marl_aajr.rllib.plugin.robust_learner import REGULARIZERS_KEY
+from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY
 
 
 class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
@@ -118,9 +117,8 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
                 optimizer.adopt()
         losses, trained = dict[str, Tensor](), Counter[str]()
         order = minibatches(parts, total=total, shuffle=shuffle)
-        batches = rows_of(
-            rows.policy_batches, order, parts, device=self.device, without=self._columns_without_reader()
-        )
+        unread = unread_columns(self.config.learner_config_dict) if self._closed else ()
+        batches = rows_of(rows.policy_batches, order, parts, device=self.device, without=unread)
         for done, batch in enumerate(batches, 1):
             self._reporting = done == total
             _, losses = self.train_minibatch(batch)
@@ -130,12 +128,6 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         log_trained(self, rows, {name: int(steps) for name, steps in trained.items()}, minibatches=total)
         for name, loss in losses.items():
             self.metrics.log_value((name, self.TOTAL_LOSS_KEY), loss, window=1)
-
-    def _columns_without_reader(self) -> tuple[str, ...]:
-        """True observations, where there is no regularizer and the critic reads what the agents saw."""
-        rollouts = self.config.learner_config_dict.get(ROLLOUTS_KEY)
-        own = REGULARIZERS_KEY in self.config.learner_config_dict or not self._closed
-        return () if own or rollouts is None or rollouts.critic == "clean" else (CLEAN_OBS,)
 
     def minibatch_step(self, batch: dict[str, Any]) -> tuple[Any, dict[str, Tensor]]:
         fwd_out = self._forward(batch)
@@ -278,8 +270,7 @@ class LeanPPOTorchLearner(ResumableLearnerMixin, OpenPPOTorchLearner):
         for optimizer, parameters in optimizers(self):
             gradients = [gradients_dict.get(parameter) for parameter in parameters]
             for parameter, gradient in zip(parameters, gradients, strict=True):
-                # Not only where there is one: a gradient of the last minibatch is none of this one's.
-                parameter.grad = gradient
+                parameter.grad = gradient  # Also where there is none: the last minibatch's is not this one's.
             if isinstance(optimizer, FlatAdam) and optimizer.take(gradients):
                 optimizer.descend()
             elif any(gradient is not None for gradient in gradients):

@@ -31,7 +31,8 @@ from marl_aajr.rllib.internals.modules import plain_networks
 from marl_aajr.rllib.lean.plain_gradient import plain_gradient
 from marl_aajr.rllib.lean.ppo_loss import PPOCoefficients, PPORows, ppo_loss, ppo_parts
 from marl_aajr.rllib.networks import FlatActorCritic, floats
-from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS
+from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS, ROLLOUTS_KEY
+from marl_aajr.rllib.plugin.robust_learner import REGULARIZERS_KEY
 from marl_aajr.rllib.sampling.module_policies import own_distribution
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
@@ -61,6 +62,16 @@ class Plan:
     with_graph: bool
     in_place: bool
     grad_clip: float | None
+
+
+def unread_columns(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Columns of a batch that nobody reads, by a learner's settings: `AlgorithmConfig.learner_config_dict`.
+
+    They are the true observations, where critics read what the agents saw and nobody is regularized.
+    """
+    rollouts = settings.get(ROLLOUTS_KEY)
+    read = rollouts is None or rollouts.critic == "clean" or REGULARIZERS_KEY in settings
+    return () if read else (CLEAN_OBS,)
 
 
 class ModuleLoss:
