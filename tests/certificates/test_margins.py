@@ -102,21 +102,21 @@ def test_box_actions_have_a_bound_on_the_move_of_their_mean(method: Any, head: s
 
 
 def test_the_largest_size_of_a_linear_policy_is_where_its_margin_ends() -> None:
-    layer, x = linear(5), inputs()
+    layer, x = linear(5), inputs(600)  # more rows than are bounded at once
     given = decisions(layer, FIVE, x)
     bounds = DecisionBounds(given)
-    found = bounds.largest(PerturbationSet(epsilon=0.5), torch.zeros(50))
+    found = bounds.largest(PerturbationSet(epsilon=0.5), torch.zeros(600))
     gaps = given.outputs.amax(-1, keepdim=True) - given.outputs
     greedy = given.outputs.argmax(-1)
     length = (layer.weight[greedy].unsqueeze(1) - layer.weight).abs().sum(-1)
     exact = (gaps / length).where(gaps > 0, torch.inf).amin(-1).detach().double()
     between = (exact > 1e-3) & (exact < 0.5)
-    assert between.sum() > 20
+    assert between.sum() > 200
     assert (found <= exact).all()
     torch.testing.assert_close(found[between], exact[between], rtol=1e-2, atol=0.0)
     assert (exact > 0.5).any()
     assert (found[exact > 0.5] > 0.4999).all()
-    known = torch.full((50,), 0.3)
+    known = torch.full((600,), 0.3)
     assert (bounds.largest(PerturbationSet(epsilon=0.5), known) >= known).all()
 
 
