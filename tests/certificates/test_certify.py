@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from marl_aajr.attacks import Attacked, MarginPGD
+from marl_aajr.attacks import Attacked, MarginPGD, UniformNoise
 from marl_aajr.certificates import Certificate, ContradictionError, certify, sandwich
 from marl_aajr.certificates.decisions import clean_decisions
 from marl_aajr.cli.app import main
@@ -127,6 +127,22 @@ class Boast(MarginPGD):
         return attacked
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shy(MarginPGD):
+    """Finds nothing in large sets."""
+
+    def __call__(self, *given: Any, **settings: Any) -> Attacked:
+        attacked = super().__call__(*given, **settings)
+        attacked.success.logical_and_(torch.tensor(self.perturbations.epsilon < 0.5))
+        return attacked
+
+
+def test_what_is_changed_within_a_set_is_changed_within_a_larger_one() -> None:
+    shy = Shy(perturbations=PerturbationSet(epsilon=0.1))
+    small, large = certify(team(), epsilons=[0.1, 1.0], episodes=1, attacks=[shy]).sizes
+    assert 0 < small.attacked == large.attacked
+
+
 @pytest.mark.parametrize("kind", [Cheat, Boast])
 def test_a_planted_wrong_attack_is_found(kind: type[MarginPGD]) -> None:
     planted = kind(perturbations=PerturbationSet(epsilon=0.01))
@@ -140,9 +156,10 @@ def test_an_attack_that_changes_what_a_larger_certificate_covers_is_found() -> N
     env = make_batch(resolve("simple_spread_v3"), 1, flat=True)
     (some,) = clean_decisions(victim, env, ["agent_0"], episodes=1, seed=0)
     env.close()
-    attack = MarginPGD(perturbations=PerturbationSet(epsilon=1.0))
-    changes = sandwich.attack(some, [attack], seed=0)
-    assert changes.changed.any()
+    strong, weak = (kind(perturbations=PerturbationSet(epsilon=1.0)) for kind in (MarginPGD, UniformNoise))
+    changes, noise = sandwich.attack(some, [strong, weak], seed=0), sandwich.attack(some, [weak], seed=0)
+    assert changes.changed.sum() > noise.changed.sum()
+    assert {each.name for each in changes.by.values()} == {"pgd-margin"}
     sandwich.check(some, changes, torch.full((25,), 0.5), epsilon=1.0)
     with pytest.raises(ContradictionError):
         sandwich.check(some, changes, torch.full((25,), 1.5), epsilon=1.0)

@@ -139,7 +139,10 @@ def test_no_perturbation_in_single_precision_changes_a_certified_decision() -> N
 
 def test_a_size_that_is_no_more_than_rounding_is_refused() -> None:
     bounds = DecisionBounds(decisions(linear(5), FIVE, 100 * inputs()))
-    bounds.check_resolution(PerturbationSet(epsilon=1e-3))
+    least = 16 * 2**-24 * float((100 * inputs()).abs().max())
+    bounds.check_resolution(PerturbationSet(epsilon=1.01 * least))
+    with pytest.raises(ValueError, match="beyond"):
+        bounds.check_resolution(PerturbationSet(epsilon=0.99 * least))
     with pytest.raises(ValueError, match=r"expected an epsilon beyond .* at least 0\.000\d+ .*got 1e-06"):
         bounds.check_resolution(PerturbationSet(epsilon=1e-6))
     bounds.check_resolution(PerturbationSet(epsilon=1e-6, scale=(1e3, 1e3, 1e3, 1e3)))
