@@ -18,6 +18,7 @@ from marl_aajr.attacks.base import Access, Attack
 from marl_aajr.core.bound_objective import once
 from marl_aajr.core.channels import Channels, held
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.threat import Choices
 from marl_aajr.victims import Victim
 
 MESSAGES = ("messages",)
@@ -48,7 +49,8 @@ class MessageSubstitution(Attack):
         mask = own.mask
         words = (word for known in heard.values() for word in known.groups)
         free = tuple(word for word in words if all(mask[feature] for feature in word))
-        return replace(self, perturbations=own, _words=free) if free else None
+        inside = Choices(mask=mask, low=own.low, high=own.high)
+        return replace(self, perturbations=inside, _words=free) if free else None
 
     def against(self, victim: Victim, agent: str) -> Attack:
         shape = victim.observation_spaces[agent].shape or ()

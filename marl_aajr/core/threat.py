@@ -262,6 +262,11 @@ class Unlimited(PerturbationSet):
         return delta if low is high is None else delta.clamp(low, high)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choices(Unlimited):
+    """The set of what changes one-hot choices, also where these stand for integers that no ball reaches."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PerturbationSets(PerturbationSet):
     """A set for each row of a batch, which differ in their radius.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.core.flat_observations import FlatBox
-from marl_aajr.core.threat import PerturbationSet
+from marl_aajr.core.threat import Choices, PerturbationSet
 
 SMALL = 1e-6
 """What RLlib adds to the standard deviation (`ray.rllib.utils.numpy.SMALL_NUMBER`)."""
@@ -112,7 +112,8 @@ def at_network(
 ) -> PerturbationSet:
     """A set of perturbations of an agent's observations, in the units of its network.
 
-    Numbers that stand for integers or masks in an observation that was made flat are never perturbed.
+    Numbers that stand for integers or masks in an observation that was made flat are never perturbed, but by
+    what changes choices.
 
     Args:
         perturbations: in `units`.
@@ -120,7 +121,7 @@ def at_network(
         observed: the frozen filter; None: none.
         units: `"raw"` (of the environment's observations) or `"network"` (behind the filter).
     """
-    if isinstance(space, FlatBox):
+    if isinstance(space, FlatBox) and not isinstance(perturbations, Choices):
         asked = perturbations.mask or space.free
         mask = tuple(wanted and free for wanted, free in zip(asked, space.free, strict=False))
         perturbations = replace(perturbations, mask=mask)

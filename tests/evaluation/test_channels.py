@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from pettingzoo.utils.env import ParallelEnv
+from torch import nn
 
 from marl_aajr.attacks import make_attack
 from marl_aajr.evaluation import Evaluation, evaluate
@@ -122,3 +126,46 @@ def test_a_game_in_somebodys_loop_is_attacked_on_its_channels() -> None:
     assert (after["speaker_0"] == before["speaker_0"]).all()
     with pytest.raises(ValueError, match="out of goal, velocity, landmarks, messages; got 'key'"):
         attacked(env, make_attack("noise", epsilon=0.2, channels=("key",)), victim)
+
+
+class Told(ParallelEnv[str, Any, Any]):
+    """Answer the word that you hear, and mind the sign of a number: 1 for each that is right."""
+
+    metadata = {"name": "told_v0", "render_modes": []}  # noqa: RUF012
+    render_mode = None
+    possible_agents = ["agent_0", "agent_1"]  # noqa: RUF012
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Dict(heard=spaces.Dict(word=spaces.Discrete(2)), number=spaces.Box(-9, 9, (1,)))
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Discrete(2)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        self.agents, self.word = list(self.possible_agents), int(np.random.default_rng(seed).integers(2))
+        return self._look(), {agent: {} for agent in self.agents}
+
+    def step(self, actions: dict[str, int]) -> Any:
+        rewards = {agent: float(actions[agent] == self.word) for agent in self.agents}
+        told, ends, self.agents = self._look(), dict.fromkeys(self.agents, True), []
+        return told, rewards, ends, dict.fromkeys(ends, False), {agent: {} for agent in ends}
+
+    def _look(self) -> dict[str, Any]:
+        number = np.array([2 * self.word - 1], np.float32)
+        return {agent: {"heard": {"word": self.word}, "number": number} for agent in self.agents}
+
+
+def test_parts_of_a_dict_are_channels_and_integers_are_words() -> None:
+    """The features are the two of the word, then the number; one agent reads each."""
+    reader, counter = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)
+    reader.weight.data = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    counter.weight.data = torch.tensor([[0.0, 0.0, -1.0], [0.0, 0.0, 1.0]])
+    victim = Victim.from_policies({"agent_0": reader, "agent_1": counter}, Told())
+    lies = [{"attack": name, "channels": ["heard/word"]} for name in ("message-random", "message-worst")]
+    ball = ({"attack": "pgd-margin", "channels": ["number"]}, 2.0)
+    found = evaluate(victim, resolve(Told), attacks=[*lies, ball], episodes=6)
+    assert found.clean_return == 2.0
+    assert [row.mean for row in found.results[0].threats] == [1.0, 1.0]
+    assert found.attacks[0].mean == 1.0
+    with pytest.raises(ValueError, match="leaves the adversary a feature"):
+        evaluate(victim, resolve(Told), attacks=[({"attack": "pgd-margin", "channels": ["heard/word"]}, 2.0)])
