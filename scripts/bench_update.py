@@ -167,8 +167,8 @@ def build_learner(size: Size, regularizer: Any, *, lean: bool, device: str = "cp
     return learner
 
 
-def minibatch(learner: Any, size: Size) -> Any:
-    """Random observations and the actions that the module would take there."""
+def minibatch(learner: Any, size: Size, obs: Any = None) -> Any:
+    """Observations (None: random numbers) and the actions that the module would take there."""
     import torch
     import tree
     from ray.rllib.core.columns import Columns
@@ -178,7 +178,7 @@ def minibatch(learner: Any, size: Size) -> Any:
     module = learner.module[MODULE].unwrapped()
     torch.manual_seed(0)
     lead = (size.rows // size.steps, size.steps) if size.steps > 1 else (size.rows,)
-    columns: dict[str, Any] = {Columns.OBS: torch.randn(*lead, *size.shape)}
+    columns: dict[str, Any] = {Columns.OBS: torch.randn(*lead, *size.shape) if obs is None else obs}
     if size.steps > 1:
         state = tree.map_structure(torch.as_tensor, module.get_initial_state())
         columns[Columns.STATE_IN] = tree.map_structure(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -110,6 +111,20 @@ def check_match(
                     f"expected {what} for the {kind} {needs} of {agent!r}, got one for {has}; evaluate it "
                     "with the environment arguments that it was trained with"
                 )
+        _check_vocabulary(victim.modules[victim.module_of[agent]], env, what=what)
+
+
+def _check_vocabulary(network: Any, env: HasAgents, *, what: str) -> None:
+    """Raise `ValueError` where tokens stand for other words than those that a network has learned."""
+    known, said = getattr(network, "vocabulary", None), getattr(env, "words", None)
+    if known is None or said is None or tuple(known) == said.vocabulary:
+        return
+    pairs = zip_longest(known, said.vocabulary, fillvalue="nothing")
+    token, (mine, theirs) = next((i, pair) for i, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise ValueError(
+        f"expected {what} that reads the environment's words, got one to whom token {token} is {mine!r}, "
+        f"which stands for {theirs!r} there; train one with this vocabulary"
+    )
 
 
 def _fits(has: gym.Space[Any], needs: gym.Space[Any]) -> bool:

@@ -93,6 +93,18 @@ def test_the_quick_suite_attacks_its_embeddings(run: Path) -> None:
     assert all(torch.tensor(row.returns).isfinite().all() for row in result.attacks)
 
 
+def test_other_words_are_refused(run: Path) -> None:
+    """A victim to whom two words of the environment are exchanged."""
+    victim = Victim.load(RunDirectory(run).victim)
+    network: Any = victim.modules["team"]
+    network.vocabulary[3:5] = network.vocabulary[4:2:-1]
+    words = policy_mapping_of(reading()).words("ann")
+    assert words is not None
+    match = f"token 3 is '{words.vocabulary[4]}', which stands for '{words.vocabulary[3]}' there"
+    with pytest.raises(ValueError, match=match):
+        evaluate(victim, suite="quick", episodes=2)
+
+
 def test_weights_of_a_folder_are_trained_on(tmp_path: Path) -> None:
     words = policy_mapping_of(reading()).words("ann")
     assert words is not None
