@@ -18,8 +18,9 @@ from marl_aajr.core.bounds import BoundedMLP
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation.episodes import play
 from marl_aajr.rollout.environments import make_batch, resolve
-from marl_aajr.victims import ObservationFilter, Recurrent
+from marl_aajr.victims import ObservationFilter, Recurrent, Victim
 from tests.certificates.policies import network, team
+from tests.evaluation.toys import Moves
 
 QUICK: dict[str, Any] = {"episodes": 2, "attacks": ["pgd-margin"]}
 
@@ -86,6 +87,16 @@ def test_raw_sizes_go_through_the_filter_and_box_actions_have_means() -> None:
     assert raw.sizes[0].certified == behind.sizes[0].certified > 0
     with pytest.raises(ValueError, match="expected units"):
         certify(victim, epsilons=[0.1])
+
+
+def test_legal_actions_are_followed_from_the_environment() -> None:
+    """Turn by turn, with other actions legal every time, where a wrong one is an error."""
+    layers = nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 4))
+    victim = Victim.from_policies(layers, Moves())
+    found = certify(victim, "tests.evaluation.toys:Moves", epsilons=[1e-4, 0.3], episodes=4)
+    assert found.agents == ("first",)
+    assert found.sizes[0].certified > 0.8
+    assert found.sizes[1].certified <= 1 - found.sizes[1].attacked
 
 
 def test_what_the_adversary_may_not_touch_makes_certificates_larger() -> None:

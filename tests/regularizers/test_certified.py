@@ -13,7 +13,7 @@ from marl_aajr.core.bounds import BoundedMLP, Region
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
 from marl_aajr.core.policy import ModulePolicy, Policy
 from marl_aajr.core.threat import PerturbationSet
-from marl_aajr.regularizers import ConvexSmoothPolicy, LossTerm, Radial, Regularizer, ppo_policy_loss
+from marl_aajr.regularizers import Context, ConvexSmoothPolicy, LossTerm, Radial, Regularizer, ppo_policy_loss
 from tests.networks import (
     DISTRIBUTIONS,
     generator,
@@ -50,6 +50,18 @@ def test_the_convex_form_of_a_linear_policy() -> None:
     masked = evaluate(replace(CONVEX, mask=(True,) + (False,) * 5), sample_of(policy))
     moves = 0.3 * weight[:3, 0].abs()
     assert masked.loss.item() == pytest.approx(float((moves / log_std.exp()).square().sum()))
+
+
+def test_the_convex_form_takes_the_further_end() -> None:
+    """−relu(x) for x about 0.1: up by 0.1, and down by ε = 0.3."""
+    layers = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 2, bias=False)).double()
+    policy = ModulePolicy(layers, Categorical(2))
+    first, last = parameters(policy)
+    first.data.fill_(1.0)
+    last.data.copy_(torch.tensor([[-1.0], [0.0]]))
+    obs = torch.full((3, 1), 0.1).double()
+    sample = replace(sample_of(policy, rows=3, features=1), obs=obs, outputs=policy(obs))
+    assert evaluate(CONVEX, sample).loss.item() == pytest.approx(0.25 * 0.3**2)
 
 
 def test_radial_on_a_linear_policy() -> None:
@@ -162,6 +174,12 @@ def test_crown_is_tighter_and_the_share_mixes_the_bounds() -> None:
         for share in (0.0, 0.5, 1.0)
     ]
     assert widths[0] < widths[1] < widths[2]
+    context = Context(timestep=0, generator=generator(), state={})
+    narrow, both, wide = (
+        replace(CONVEX, interval_share=share).ends(sample, context) for share in (0.0, 0.5, 1.0)
+    )
+    torch.testing.assert_close(both.low, (narrow.low + wide.low) / 2)
+    torch.testing.assert_close(both.high, (narrow.high + wide.high) / 2)
     by_schedule = replace(CONVEX, interval_share=((0.0, 0.0), (10.0, 1.0)))
     assert evaluate(by_schedule, sample, timestep=10).metrics["bound_width"].item() == widths[2]
     assert evaluate(by_schedule, sample, timestep=0).metrics["bound_width"].item() == widths[0]
