@@ -26,7 +26,7 @@ SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 5})
 class TestFile:
     def test_the_suites_and_what_issue_and_field_demand_of_them(self) -> None:
         suites = builtin_suites()
-        assert list(suites) == ["quick", "standard", "full", "words"]
+        assert list(suites) == ["quick", "standard", "full", "threats", "words"]
         for name in ("standard", "full"):
             chosen = suites[name]
             assert chosen.episodes >= 100
@@ -41,6 +41,8 @@ class TestFile:
         on_words = {name for name in attacks if ATTACKS[name].norms == ("words",)}
         assert {entry.attack for entry in suites["full"].attacks} == attacks - on_words
         assert {entry.attack for entry in suites["words"].attacks} == on_words
+        beside = {name for name, cls in ATTACKS.items() if not cls.sized or issubclass(cls, Fault)}
+        assert {entry.attack for entry in suites["threats"].attacks} >= beside
         assert len(suites["standard"].epsilons) == 3
 
     @pytest.mark.parametrize(
@@ -98,7 +100,9 @@ class TestFile:
             load_suite(path)
 
     def test_unknown_names_and_files(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="a suite out of quick, standard, full, words; got 'quik'"):
+        with pytest.raises(
+            ValueError, match="a suite out of quick, standard, full, threats, words; got 'quik'"
+        ):
             load_suite("quik")
         with pytest.raises(ValueError, match=r"a configuration file at .*none\.yaml: No such file"):
             load_suite(tmp_path / "none.yaml")
