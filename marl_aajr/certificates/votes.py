@@ -1,14 +1,18 @@
 """Certificates of votes under Gaussian noise: randomised smoothing, right with a probability that is chosen.
 
-    p̲ = the Clopper-Pearson bound, at confidence 1 − α, of P(f(s + η) chooses a),   η ~ N(0, diag(w²))
-    no δ with ‖δ / w‖₂ < Φ⁻¹(p̲) changes the choice a of the vote
+    p_a(s) = P(f(s + η) chooses a),   η ~ N(0, diag(w²)),   p̲_a ≤ p_a,   p̄_b ≥ p_b of all others
+    no δ with ‖δ / w‖₂ < ½ (Φ⁻¹(p̲_a) − Φ⁻¹(p̄_b)) changes the choice a of the vote
 
-This is R = σ/2 (Φ⁻¹(p̲_a) − Φ⁻¹(p̄_b)) with p̄_b = 1 − p̲_a, as Cohen 2019 (arXiv 1902.02918) computes it.
-The choice a comes from votes as the victim plays by them (n₀), p̲ from other draws of noise (n); p̲ ≤ ½ is an
-abstention. Of several actions at once each is bounded at its part of α, and the least counts. Of Box actions
-the choice is that each mean stays within one standard deviation of the policy: the median moves past a
-threshold only where P(f(s + η) beyond it) passes ½, so that the same bound holds with that share (Chiang
-2020, arXiv 2007.03730); how far it moves is bounded by the order statistics that lie beyond Φ(±ε).
+(Cohen 2019, arXiv 1902.02918, theorem 1; σ times this where w = σ.) The choice a comes from votes as the
+victim plays by them (n₀), the shares from other draws of noise (n). Their Clopper-Pearson bounds hold all at
+once with probability 1 − α: half of α is p̲_a's, the other half is shared by the others, and p̄_b is at most
+1 − p̲_a. (Cohen's own code takes that for p̄_b, and abstains where a has less than half of all votes.) A
+radius of 0 is an abstention. Of several actions at once each is bounded at its part of α, and the least
+counts.
+
+Of Box actions the choice is that each mean stays within one standard deviation of the policy: the median
+moves past a threshold only where P(f(s + η) beyond it) passes ½, so that the same bound holds with that share
+(Chiang 2020, arXiv 2007.03730); how far it moves is bounded by the order statistics beyond Φ(±ε).
 
 The vote is that of endless samples: n₀ of them agree with it but for chance. An L∞ ball is certified by the
 L2 ball around it, of √d times its radius for d features. With several agents, what is said of a whole step
@@ -25,6 +29,7 @@ from math import log
 import torch
 from scipy.stats import beta, binom, norm
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from marl_aajr.certificates.decisions import Decisions
 from marl_aajr.certificates.sandwich import Changes
@@ -52,13 +57,8 @@ class VoteBounds:
     alpha: float
     seed: int
 
-    @property
-    def parts(self) -> int:
-        """The number of shares that are bounded for one decision."""
-        return _parts(self.decisions.policy.distribution)
-
     def counts(self) -> Tensor:
-        """How many of n draws stand by each part of the choice, `[B, parts]`; the fewest decide."""
+        """How many of n draws make each part of the choice, and its strongest rival, `[B, parts, 2]`."""
         return torch.cat([self._counts(rows) for rows in self._blocks()])
 
     def largest(self, counts: Tensor, perturbations: PerturbationSet, *, agents: int = 1) -> Tensor:
@@ -69,13 +69,13 @@ class VoteBounds:
             perturbations: the set, in the network's units; of any size.
             agents: decisions that are to be right at once.
         """
-        least = counts.min(-1).values
-        return self._radius(least, self.alpha / (agents * self.parts)) / self._unit(perturbations)
+        radius = self._leads(counts, self.alpha / agents).amin(-1).clamp_min(0)
+        return radius / self._unit(perturbations)
 
     def reach(self, perturbations: PerturbationSet) -> float:
         """The largest ε that so many samples can certify: where all agree."""
-        everybody = torch.tensor(self.samples)
-        return float(self._radius(everybody, self.alpha / self.parts) / self._unit(perturbations))
+        everybody = torch.tensor([self.samples, 0]).expand(1, len(self._rivals), 2)
+        return float(self.largest(everybody, perturbations))
 
     def change(self, perturbations: PerturbationSet) -> Tensor | None:
         """A bound on how far the median of each decision moves in its furthest component, `[B]`.
@@ -86,7 +86,7 @@ class VoteBounds:
         if not isinstance(distribution, DiagGaussian):
             return None
         share = float(norm.cdf(perturbations.epsilon * self._unit(perturbations)))
-        above = int(binom.ppf(1 - self.alpha / self.parts, self.samples, share)) + 1
+        above = int(binom.ppf(1 - self.alpha / len(self._rivals), self.samples, share)) + 1
         if above > self.samples:
             return None
         found = []
@@ -102,7 +102,7 @@ class VoteBounds:
         """Of changes that attacks made, those that contradict a certificate whatever the noise.
 
         Votes of a few samples may turn by chance. A change is confirmed where, at the attacked observation,
-        the choice has less than half of all votes, at confidence 1 − α over all that are asked about.
+        another choice has more votes, at confidence 1 − α over all that are asked about.
         """
         asked = (changes.changed & (certified >= epsilon)).nonzero().flatten()
         changed = torch.zeros_like(changes.changed)
@@ -112,10 +112,9 @@ class VoteBounds:
             there = replace(
                 self, decisions=replace(self.decisions, inputs=inputs).select(asked), seed=self.seed + 1
             )
-            counts = there.counts().min(-1).values
-            alpha = self.alpha / (self.parts * len(asked))
-            most = 1 - _lower_bound(self.samples - counts, self.samples, alpha)
-            changed[asked] = most < 0.5
+            # Any rival, of any part, may be the one that is in front.
+            alpha = self.alpha / (len(asked) * max(self._rivals))
+            changed[asked] = there._leads(there.counts().flip(-1), alpha).amax(-1) > 0
         return replace(changes, changed=changed)
 
     @property
@@ -140,13 +139,33 @@ class VoteBounds:
         if isinstance(distribution, DiagGaussian):
             mean, log_std = distribution.split(outputs)
             moved = (distribution.mode(noisy) - mean) * (-log_std).exp()
-            return torch.cat([moved <= 1, moved >= -1], -1).sum(0)
-        chosen = zip(single_actions(distribution, outputs), single_actions(distribution, noisy), strict=True)
-        return torch.stack([(each.argmax(-1) == own.argmax(-1)).sum(0) for own, each in chosen], -1)
+            within = torch.cat([moved <= 1, moved >= -1], -1).sum(0)
+            return torch.stack([within, self.samples - within], -1)
+        found = []
+        for own, each in zip(*(single_actions(distribution, y) for y in (outputs, noisy)), strict=True):
+            votes, choice = one_hot(each.argmax(-1), each.shape[-1]).sum(0), own.argmax(-1, keepdim=True)
+            rival = votes.scatter(-1, choice, 0).amax(-1)
+            found.append(torch.stack([votes.gather(-1, choice).squeeze(-1), rival], -1))
+        return torch.stack(found, -2)
 
-    def _radius(self, counts: Tensor, alpha: float) -> Tensor:
-        """Φ⁻¹(p̲), 0 for an abstention; in standard deviations of the noise."""
-        return torch.special.ndtri(_lower_bound(counts, self.samples, alpha)).clamp_min(0)
+    @property
+    def _rivals(self) -> list[int]:
+        """Of each part of a choice the number of others."""
+        return rivals(self.decisions.policy.distribution)
+
+    def _leads(self, counts: Tensor, alpha: float) -> Tensor:
+        """½ (Φ⁻¹(p̲) − Φ⁻¹(p̄)) of the first counts over the second, `[B, parts, 2] -> [B, parts]`."""
+        alpha, found = alpha / len(self._rivals), []
+        for part, others in zip(counts.unbind(-2), self._rivals, strict=True):
+            own, rival = part.unbind(-1)
+            least = _lower_bound(own, self.samples, alpha if others == 1 else alpha / 2)
+            most = 1 - least
+            if others > 1:
+                most = most.minimum(
+                    1 - _lower_bound(self.samples - rival, self.samples, alpha / (2 * others))
+                )
+            found.append((torch.special.ndtri(least) - torch.special.ndtri(most)) / 2)
+        return torch.stack(found, -1)
 
     def _unit(self, perturbations: PerturbationSet) -> float:
         """The largest ‖δ / w‖₂ in the set by its ε; ∞ where it moves a feature without noise."""
@@ -170,8 +189,9 @@ class VotedDecisions:
 
 
 def check_samples(distribution: ActionDistribution, *, samples: int, alpha: float) -> None:
-    """Raise `ValueError` where so few samples can certify nothing, even if all agree: α^(1/n) ≤ ½."""
-    least = int(log(alpha / _parts(distribution)) / log(0.5)) + 1
+    """Raise `ValueError` where so few samples can certify nothing, even if all agree: p̲ = α^(1/n) ≤ ½."""
+    others = rivals(distribution)
+    least = int(log(alpha / len(others) / min(2, max(others))) / log(0.5)) + 1
     if samples < least:
         raise ValueError(
             f"expected samples ≥ {least} to certify anything at alpha {alpha:g}, got {samples}; give more"
@@ -192,10 +212,12 @@ def together(voted: Sequence[VotedDecisions]) -> Tensor | None:
     return endless.scatter_reduce(0, place, sizes, "amin")
 
 
-def _parts(distribution: ActionDistribution) -> int:
+def rivals(distribution: ActionDistribution) -> list[int]:
+    """Of each part of a choice the number of others: actions, or that a mean has moved on one side."""
     if isinstance(distribution, DiagGaussian):
-        return 2 * distribution.k
-    return len(distribution.nvec) if isinstance(distribution, MultiCategorical) else 1
+        return [1] * (2 * distribution.k)
+    sizes = distribution.nvec if isinstance(distribution, MultiCategorical) else (distribution.num_inputs,)
+    return [size - 1 for size in sizes]
 
 
 def _lower_bound(counts: Tensor, samples: int, alpha: float) -> Tensor:
