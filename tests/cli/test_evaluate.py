@@ -240,7 +240,7 @@ def test_a_masked_policy_is_called_so_before_any_number(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--suite", "quik"), "a suite out of quick, standard, full, words; got 'quik'"),
+        (("--suite", "quik"), "a suite out of quick, standard, full, threats, words; got"),
         (("--suite", "none.yaml"), "configuration file at none.yaml: No such file"),
         (("--agents", "agent_7"), "agents out of agent_0, agent_1, agent_2; got 'agent_7'"),
         (("--units", "metres"), "units: expected 'raw' or 'network', got 'metres'"),
