@@ -230,6 +230,13 @@ def test_policies_that_learn_with_them_have_tighter_bounds(regularizer: ConvexSm
     assert shares[1] > 2 * shares[0] > 0
 
 
+class Scaled(ModulePolicy):
+    """Does more with its layers than they say."""
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        return 2 * super().__call__(obs)
+
+
 class Opaque(Policy):
     def __call__(self, obs: Tensor) -> Tensor:
         return obs[..., :5]
@@ -252,6 +259,7 @@ class Stack(nn.Sequential):
         (Opaque(Categorical(5)), "expected a policy that is a stack of layers .* got Opaque"),
         (ModulePolicy(nn.Sequential(nn.Linear(6, 5), nn.SiLU()), Categorical(5)), "SiLU"),
         (ModulePolicy(Doubled(6, 5), Categorical(5)), "Doubled"),
+        (Scaled(nn.Linear(6, 5), Categorical(5)), "outputs are others than those of its layers"),
         (ModulePolicy(Stack(nn.Linear(6, 5)), Categorical(5)), "Stack"),
     ],
     ids=lambda value: getattr(value, "__class__").__name__,  # noqa: B009

@@ -89,7 +89,11 @@ def test_the_curve_is_in_words_as_well(tmp_path: Path) -> None:
 
 
 def test_certificates_of_another_task_are_not_shown(tmp_path: Path) -> None:
-    elsewhere = certificate((0.01, 0.0), env=PlayedEnvironment(name="simple_tag_v3"))
+    elsewhere = certificate((0.01, 0.0), env=PlayedEnvironment(name="simple_tag_v3"), decisions=80)
+    few, many = certificate((0.01, 0.0)), certificate((0.01, 0.25), decisions=8)
+    comparison, paths = compared(tmp_path / "both", none=[[few, elsewhere, many]])
+    (found,) = cells(proven(comparison), "L∞, raw units", "ε = 0.01")
+    assert found.main == "75.0 to 75.0 %"  # of the certificate of most decisions
     limited = certificate((0.01, 0.0), perturbations={"low": -1.0})
     comparison, paths = compared(tmp_path, none=[[elsewhere, limited]])
     (block,) = proven(comparison)
