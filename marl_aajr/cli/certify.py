@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import sys
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from marl_aajr.cli.display import CertifyingProgress, say, table_of, waiting
@@ -77,6 +78,7 @@ def certify(
     with contextlib.redirect_stdout(sys.stderr):
         with waiting("Loading torch", console=console):
             from marl_aajr.certificates import certify as prove
+        began = perf_counter()
         with CertifyingProgress(console) as progress:
             found = prove(
                 run,
@@ -89,13 +91,15 @@ def certify(
     if json_:
         print(found.model_dump_json())
         return
+    seconds = perf_counter() - began
     from marl_aajr.evaluation.sources import certificates_of
     from marl_aajr.training.run_directory import RunDirectory
 
-    show(found, run, kept=out or (None if RunDirectory(run).is_run else certificates_of(run)))
+    kept = out or (None if RunDirectory(run).is_run else certificates_of(run))
+    show(found, run, kept=kept, seconds=seconds)
 
 
-def show(certificate: Certificate, run: Path, *, kept: Path | None = None) -> None:
+def show(certificate: Certificate, run: Path, *, seconds: float, kept: Path | None = None) -> None:
     """Print a certificate; without a file where it is kept, it is in the run's folder."""
     from rich.console import Console
 
@@ -118,7 +122,7 @@ def show(certificate: Certificate, run: Path, *, kept: Path | None = None) -> No
     shown.caption += "; whole steps: all agents are certified at once" if votes else ""
     console.print(shown, highlight=False, markup=False)
     if votes:
-        say(console, _price(certificate.decisions, votes))
+        say(console, f"{_price(certificate.decisions, votes)} All of it took {seconds:.0f} s.")
     half = certificate.largest[len(certificate.largest) // 2]
     say(console, f"Half of the decisions are certified for ε ≥ {half:.3g}.")
     where = f"On a page: marl-aajr compare {shlex.quote(str(run))}" if kept is None else f"Kept in {kept}"

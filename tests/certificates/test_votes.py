@@ -183,6 +183,7 @@ def test_a_certificate_of_votes_says_what_is_sure_and_what_it_costs(tmp_path: Pa
     assert ended.value.code == 0, err
     assert "whole steps" in out
     assert "20 passes for each decision" in " ".join(out.split())
+    assert "All of it took" in out
     assert "30,000 in all" in " ".join(out.split())
     (file,) = tmp_path.glob("victim-certificates/*.json")
     found = Certificate.model_validate_json(file.read_text())
