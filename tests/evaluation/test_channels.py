@@ -56,9 +56,9 @@ def test_only_the_named_features_are_touched(filtered: bool, norm: Any) -> None:
 def test_agents_of_one_network_have_channels_of_their_own() -> None:
     """`what` is the sign of agent_0, and what agent_1 does not look at; agent_2 has none of the name."""
     said = {"agent_0": {"what": [0]}, "agent_1": {"what": [1]}}
-    found = played("what", said=said, budget="scale=agent_0:1.5")
+    found = played("what", said=said)
     row = found.attacks[0]
-    assert row.epsilons == {"agent_0": pytest.approx(1.65), "agent_1": pytest.approx(1.1)}
+    assert row.epsilons == {"agent_0": 1.1, "agent_1": 1.1}
     totals = returns_one_by_one(team(signs(), sign_reader()), signs(), episodes=12, seed=0, num_envs=6)
     assert list(row.returns) == [each["agent_1"] + each["agent_2"] - each["agent_0"] for each in totals]
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
