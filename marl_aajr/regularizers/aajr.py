@@ -99,6 +99,8 @@ class AAJR(JacobianPenalty):
             mask, scale, low and high: in the order of the observation's sorted keys, row by row.
         mask: per feature, whether it can be perturbed; None: all can.
         scale: per feature, the size > 0 of one unit of perturbations; None: 1.
+        channels: names of what can be perturbed, such as `[messages]`, as the environment of a run has them
+            (elsewhere `marl_aajr.core.channels.held` makes the mask of them); None: all of it.
         low: lower bound of perturbed observations, a number or one per feature; None: none.
         high: upper bound of perturbed observations, a number or one per feature; None: none.
 
