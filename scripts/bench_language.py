@@ -22,7 +22,7 @@ BARS: Any = {
 class LanguageUpdate(Update):
     """One learner of a language model and one minibatch of random words."""
 
-    def __init__(self, regularizer: Any, *, length: int = 17, **model: int) -> None:
+    def __init__(self, regularizer: Any, *, length: int = 17, **model: Any) -> None:
         import gymnasium as gym
         import numpy as np
         import torch

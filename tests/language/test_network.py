@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -23,7 +25,8 @@ from marl_aajr.regularizers.adversarial import Perturbing
 from marl_aajr.regularizers.certified import Bounding
 from marl_aajr.regularizers.regularizer import Regularizer
 from marl_aajr.regularizers.sample import Context, Sample, ppo_policy_loss
-from tests.language.conftest import TOKENS, WORDS, language_network
+from marl_aajr.victims import Victim, fingerprint
+from tests.language.conftest import SIZES, TOKENS, WORDS, language_network
 
 ROWS = TOKENS[:3]
 
@@ -142,6 +145,23 @@ def test_attacks_move_words_and_never_padding() -> None:
     held = (ROWS == 0).repeat_interleave(8, 1)
     at_random = found.perturbed.where(~held, torch.randn(3, 32).double())
     torch.testing.assert_close(policy(at_random), found.outputs)
+
+
+@pytest.mark.parametrize("name", sorted(SIZES))
+def test_a_saved_victim_says_the_same(name: str, tmp_path: Path) -> None:
+    """Of every architecture, what a model keeps beside its weights (rotary embeddings) included."""
+    space = gym.spaces.Box(0, len(WORDS) - 1, (4,), np.int64)
+    network = language_network(name).float()
+    victim = Victim(
+        module_of={"a": "m"},
+        modules={"m": network},
+        observation_spaces={"a": space},
+        action_spaces={"a": gym.spaces.Discrete(3)},
+    )
+    read = Victim.load(victim.save(tmp_path / "victim"))
+    assert torch.equal(read.modules["m"](TOKENS), network(TOKENS))
+    assert torch.equal(read.inputs("a", TOKENS), victim.inputs("a", TOKENS))
+    assert fingerprint(read) == fingerprint(victim)
 
 
 class TestFolders:
