@@ -19,7 +19,7 @@ from marl_aajr.core.jacobian import resolve_backend
 from marl_aajr.core.token_network import TokenPolicy
 from marl_aajr.core.words import Words
 from marl_aajr.language import LanguageNetwork, model_config, read_model, word_tokenizer
-from marl_aajr.language.models import check_model, new_model, transformers
+from marl_aajr.language.models import attention, check_model, new_model, transformers
 from marl_aajr.regularizers import AAJR, REGULARIZERS
 from marl_aajr.regularizers.adversarial import Perturbing
 from marl_aajr.regularizers.certified import Bounding
@@ -58,6 +58,13 @@ class TestOutputs:
         full = model(tokens[1:]).logits[0, -1]
         spoken = [WORDS.vocabulary.index(word) for word in WORDS.actions]
         torch.testing.assert_close(network(tokens), torch.stack([alone, full])[:, spoken])
+
+    def test_whatever_is_padding_sees_at_least_itself(self) -> None:
+        """Where a row of scores is −∞ as a whole, as in half precision, its softmax is NaN."""
+        seen = attention(TOKENS != 0).squeeze(1) == 0
+        assert seen.diagonal(dim1=-2, dim2=-1).all()
+        assert not seen.triu(1).any()
+        assert torch.equal(seen[0, 3], torch.tensor([True, True, False, True]))
 
     def test_rows_do_not_depend_on_one_another(self, network: LanguageNetwork) -> None:
         torch.testing.assert_close(network(TOKENS)[1:2], network(TOKENS[1:2]))

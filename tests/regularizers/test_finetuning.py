@@ -74,6 +74,16 @@ def test_outputs_are_the_next_token_unless_asked_for(model: Any) -> None:
     assert terms[0] > 0
 
 
+def test_padding_in_front_changes_nothing(model: Any) -> None:
+    climb = AAJR(**{**vars(EVERY), "objective": "margin", "start": "zero"})
+    ids = torch.tensor([[2, 6, 1]])
+    padded = nn.functional.pad(ids, (2, 0))
+    alone, behind = (
+        embedding_penalty(model, each, (each != 0).long(), regularizer=climb).loss for each in (ids, padded)
+    )
+    torch.testing.assert_close(alone, behind)
+
+
 def test_a_share_of_the_rows_and_of_the_minibatches(model: Any) -> None:
     asked: list[int] = []
 
