@@ -252,7 +252,7 @@ def test_a_masked_policy_is_called_so_before_any_number(
         (("--attack", "transfer"), "--surrogate RUN"),
         (("--budget", "agents=4"), "at most 3 agents in the budget"),
         (("--budget", "agent=1"), "did you mean agents?"),
-        (("--norm", "l3"), "norm: expected 'linf' or 'l2', got 'l3'"),
+        (("--norm", "l3"), "norm: expected 'linf', 'l2' or 'words', got 'l3'"),
         (("--epsilon", "-1"), "epsilons.0: expected a number greater than 0"),
     ],
 )
