@@ -88,7 +88,7 @@ class TestRefusals:
             ({"budget": "agents=1", "selection_episodes": 0}, "≥ 1 to find out the worst agents on, got 0"),
             ({"budget": "steps=1", "selection_episodes": 0}, "≥ 1 to find out when to attack on, got 0"),
             ({"weakest_link": True, "selection_episodes": 0}, "≥ 1 to find out the weakest link on, got 0"),
-            ({"norm": "l1"}, "norm: expected 'linf' or 'l2', got 'l1'"),
+            ({"norm": "l1"}, "norm: expected 'linf', 'l2' or 'words', got 'l1'"),
             (
                 {"attacks": [("fgsm", 1.0), (make_attack("pgd", epsilon=1.0, norm="l2"), 1.0)]},
                 "attacks of one norm.*got fgsm in linf and pgd in l2; evaluate once for each",
@@ -181,7 +181,7 @@ class TestNorm:
 
     @pytest.mark.parametrize(
         ("field", "value", "message"),
-        [("budget", "agent=1", "did you mean agents"), ("norm", "l1", "'linf' or 'l2'")],
+        [("budget", "agent=1", "did you mean agents"), ("norm", "l1", "'linf', 'l2' or 'words'")],
     )
     def test_mistakes_in_a_suite_are_named(self, tmp_path: Any, field: str, value: str, message: str) -> None:
         path = tmp_path / "mine.yaml"
