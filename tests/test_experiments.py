@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from marl_aajr.certificates import Certificate
 from marl_aajr.report import compare, headline
 
 pytestmark = pytest.mark.slow
@@ -100,6 +101,19 @@ def _rows(scores: Scores, spread: float) -> list[dict[str, Any]]:
                 row = {"label": method, "seed": seed, "epsilon": epsilon, "worst": epsilon > 0}
                 rows.append(row | {"attack": "none", "return": score + shared + own})
     return rows
+
+
+def test_certified_shares_are_those_of_the_certificates() -> None:
+    folder = ROOT / "experiments/certificates"
+    lines = re.findall(
+        r"^\| \[.*\]\((\w+\.json)\) \|[^|]*\|(.*)\|$", (folder / "README.md").read_text(), re.M
+    )
+    assert {name for name, _ in lines} == {path.name for path in folder.glob("*.json")}
+    for name, cells in lines:
+        certificate = Certificate.model_validate_json((folder / name).read_text())
+        shares = [f"{100 * s.certified:.1f} %, {100 * s.attacked:.1f} %" for s in certificate.sizes]
+        assert [cell.strip() for cell in cells.split("|")] == shares
+        assert certificate.decisions == 750
 
 
 def _curves(gaps: Sequence[float]) -> list[dict[str, Any]]:
