@@ -282,7 +282,6 @@ def watched() -> nn.Sequential:
         (watched(), "hooks"),
         (torch.relu, "builtin_function"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_bounded_is_refused_by_its_name(layers: Any, named: str) -> None:
     with pytest.raises(ValueError, match=named):
