@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Words:
 
     @cached_property
     def _substitutes(self) -> tuple[Tensor, Tensor]:
+        import torch  # processes that step environments go without
+
         classes: dict[int, list[int]] = {}
         for token, kind in enumerate(self.synonyms):
             classes.setdefault(kind, []).append(token)
