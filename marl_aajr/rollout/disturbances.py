@@ -58,7 +58,7 @@ class Disturbance:
             raise ValueError(f"expected no adversary for {self.kind}, which has none, got by={self.by}")
 
     def __str__(self) -> str:
-        parts = [f"{self.kind}={self.size:g}"]
+        parts = [f"{self.kind}={self.size:.15g}"]
         parts += [] if self.agents is None else [f"agents={'+'.join(self.agents)}"]
         return ",".join([*parts, *([f"by={self.by}"] if self.by else [])])
 

@@ -170,6 +170,7 @@ class TestText:
         ("text", "expected"),
         [
             ("replace=0.1", Disturbance(kind="replace", size=0.1)),
+            ("replace=0.123456789", Disturbance(kind="replace", size=0.123456789)),
             ("mix=1,by=runs/a", Disturbance(kind="mix", size=1.0, by="runs/a")),
             (" noise = 2 , agents=a+b", Disturbance(kind="noise", size=2.0, agents=("a", "b"))),
         ],
