@@ -76,7 +76,7 @@ class Smoothing:
 
     def __str__(self) -> str:
         more = [f"{name}={value}" for name in ("mask", "scale") if (value := getattr(self, name))]
-        return ", ".join([f"{self.sigma:g}:{self.samples}", *more])
+        return ", ".join([f"{self.sigma:.15g}:{self.samples}", *more])
 
     def noise(self) -> PerturbationSet:
         """The set whose half axes are the standard deviations of the noise."""

@@ -249,3 +249,4 @@ def test_what_cannot_be_smoothed_is_said() -> None:
     with pytest.raises(ValueError, match="expected float observations"):
         smoothed(victim(observation_spaces={"a_0": space, "a_1": space}), "0.1:10")
     assert str(as_smoothing("0.10:100")) == "0.1:100"
+    assert as_smoothing(str(as_smoothing("0.123456789:100"))) == as_smoothing("0.123456789:100")
