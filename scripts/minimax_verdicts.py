@@ -37,9 +37,10 @@ def label(run: Mapping[str, Any]) -> str:
 
 
 def score(row: Mapping[str, Any]) -> float:
-    """The success rate in % where the game has one, else the return."""
+    """The share of agents who succeed, in %, where the game reports it, else the return."""
     metrics = dict(row.get("metrics") or ())
-    return 100 * metrics["success"] if "success" in metrics else float(row["return"])
+    rate = metrics.get("individual_success")
+    return float(row["return"]) if rate is None else 100 * rate
 
 
 def score_by_seed(rows: Rows, method: str, epsilon: float) -> dict[int, float]:
@@ -104,7 +105,7 @@ def _beyond(rows: Rows, method: str) -> str:
 
 
 def verdicts(curves: Rows, rows: Rows) -> list[str]:
-    """Lines of Markdown: each hypothesis with its statistics and its verdict; `rows` of greedy actions."""
+    """Lines of Markdown: each hypothesis with its statistics and its verdict; `rows` of one kind of actions."""
     compare = Comparison(curves, rows)
     lines = ["| hypothesis | statistics: difference with its interval | verdict |", "|---|---|---|"]
     for hypothesis in (_learns, _cheaper, _easier, _better, _direction):

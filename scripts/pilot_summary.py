@@ -8,7 +8,7 @@ Draws returns.png, and prints a table for each game and kind of actions: the mea
 half of Student's 95 % t-interval, without an attack and under the worst one of each size (chosen on other
 episodes), and the share of greedy decisions that the strongest PGD of size 0.1 changes; ▲ and ▼ are better
 and worse than PPO, by the interval of the difference (Welch's t, 95 %, not corrected for the number of
-comparisons). Where a game has a success rate, that in % stands for the return. Then how training ended;
+comparisons). Where a game reports the share of agents who succeed, that in % stands for the return. Then how training ended;
 of crossplay, every opponent and what best responses leave; of minimax, its inner loop and the verdicts on its
 hypotheses (minimax_verdicts.py), and its tuning. A method appears once it has been evaluated with every seed.
 
@@ -83,12 +83,12 @@ def main() -> None:
         show(f"simple_spread: {ENDS}", training_table(curves["simple_spread_v3"]))
         return
     for tuned in sorted(folder.glob("*_tuning.parquet")):
-        show(tuned.stem.replace("_", " "), tuning_table(of(read(tuned), actions="greedy")))
+        show(tuned.stem.replace("_", " "), tuning_table(deciding(read(tuned))))
     for game, of_game in curves.items():
-        greedy = of(games.get(game, []), actions="greedy")
+        decides = deciding(games.get(game, []))
         show(f"{game}: {ENDS}", training_table(of_game))
-        show(f"{game}: the inner loop", inner_table(of_game, greedy))
-        show(f"{game}: the hypotheses", verdicts(of_game, greedy))
+        show(f"{game}: the inner loop", inner_table(of_game, decides))
+        show(f"{game}: the hypotheses", verdicts(of_game, decides))
 
 
 def show(title: str, lines: Sequence[str]) -> None:
@@ -99,6 +99,11 @@ def show(title: str, lines: Sequence[str]) -> None:
 def kinds(rows: Rows) -> list[str]:
     """The kinds of actions that were played."""
     return [actions for actions in ACTIONS if of(rows, actions=actions)]
+
+
+def deciding(rows: Rows) -> Rows:
+    """The rows of the actions that a study decides by: greedy ones, if any were played."""
+    return [row for row in rows if row["actions"] in kinds(rows)[:1]]
 
 
 def of(rows: Rows, *, actions: str) -> Rows:
