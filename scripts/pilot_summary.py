@@ -8,8 +8,8 @@ Draws returns.png, and prints a table for each game and kind of actions: the mea
 half of Student's 95 % t-interval, without an attack and under the worst one of each size (chosen on other
 episodes), and the share of greedy decisions that the strongest PGD of size 0.1 changes; ▲ and ▼ are better
 and worse than PPO, by the interval of the difference (Welch's t, 95 %, not corrected for the number of
-comparisons). Where a game reports the share of agents who succeed, that in % stands for the return. Then how training ended;
-of crossplay, every opponent and what best responses leave; of minimax, its inner loop and the verdicts on its
+comparisons). Where a game reports the share of agents who succeed, that in % stands for the return. Then how
+training ended; of crossplay, every opponent and what best responses leave; of minimax, its inner loop and the verdicts on its
 hypotheses (minimax_verdicts.py), and its tuning. A method appears once it has been evaluated with every seed.
 
 --collect STUDY ... first gathers the tables from studies/pilot, or from the studies of minimax:
