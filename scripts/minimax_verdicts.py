@@ -105,7 +105,7 @@ def _beyond(rows: Rows, method: str) -> str:
 
 
 def verdicts(curves: Rows, rows: Rows) -> list[str]:
-    """Lines of Markdown: each hypothesis with its statistics and its verdict, by the rows of a kind of actions."""
+    """Lines of Markdown: hypotheses with their statistics and verdicts, by rows of one kind of actions."""
     compare = Comparison(curves, rows)
     lines = ["| hypothesis | statistics: difference with its interval | verdict |", "|---|---|---|"]
     for hypothesis in (_learns, _cheaper, _easier, _better, _direction):

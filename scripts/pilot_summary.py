@@ -9,8 +9,9 @@ half of Student's 95 % t-interval, without an attack and under the worst one of 
 episodes), and the share of greedy decisions that the strongest PGD of size 0.1 changes; ▲ and ▼ are better
 and worse than PPO, by the interval of the difference (Welch's t, 95 %, not corrected for the number of
 comparisons). Where a game reports the share of agents who succeed, that in % stands for the return. Then how
-training ended; of crossplay, every opponent and what best responses leave; of minimax, its inner loop and the verdicts on its
-hypotheses (minimax_verdicts.py), and its tuning. A method appears once it has been evaluated with every seed.
+training ended; of crossplay, every opponent and what best responses leave; of minimax, its inner loop and the
+verdicts on its hypotheses (minimax_verdicts.py), and its tuning. A method appears once it has been evaluated
+with every seed.
 
 --collect STUDY ... first gathers the tables from studies/pilot, or from the studies of minimax:
 training.parquet with the curves of finished runs, and the results.parquet of minimax without single episodes.
