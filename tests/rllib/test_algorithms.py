@@ -109,8 +109,8 @@ def test_the_penalty_is_active_in_every_algorithm_and_the_rollouts_are_attacked(
             (calls,) = (state["calls"] for name, state in states.items() if "AttackedEpisodes" in name)
             assert calls > 0
         if isinstance(algorithm, IMPALA):
-            # Errors in the learner's thread are raised where they can be seen. A runner that got weights of NaN would
-            # fail first, and RLlib would wait for samples of it.
+            # Errors in the learner's thread are raised where they can be seen. A runner that got weights of
+            # NaN would fail first, and RLlib would wait for its samples.
             vars(algorithm.config)["broadcast_interval"] = 1_000_000
             algorithm.learner_group.foreach_learner(spoil)
             with pytest.raises(NonFiniteError, match="'aajr' of module 'team'"):
