@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 import torch
 
@@ -104,6 +105,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     """Read no folder of which everything starts Ray where what does is left out."""
     left_out = "not ray" in config.getoption("markexpr") and collection_path.parent == Path(__file__).parent
     return True if left_out and collection_path.name in STARTS_RAY else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Fixtures of a module, too, have random numbers that do not depend on what ran before."""
+    seed_global_generators()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Nor do those of a test depend on whether it is the first of its module."""
+    seed_global_generators()
+
+
+def seed_global_generators() -> None:
+    """Python's own is left alone: Ray draws ports from it, and several processes start Rays."""
+    np.random.seed(0)  # noqa: NPY002 - RLlib draws from it
+    torch.manual_seed(0)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,8 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from gymnasium import spaces
 from mpe2 import simple_spread_v3
 from pettingzoo.utils import BaseParallelWrapper
 
@@ -27,10 +25,6 @@ class _Faulty(BaseParallelWrapper):
         super().__init__(env)
         self.when, self.how, self.after = when, how, after
 
-    def observation_space(self, agent: str) -> Any:
-        wider = self._is_due("spaces") and agent == "agent_1"
-        return spaces.Box(-np.inf, np.inf, (13,), np.float32) if wider else super().observation_space(agent)
-
     def step(self, actions: Any) -> Any:
         if self.how in ONCE:
             self._act_once()
@@ -39,8 +33,6 @@ class _Faulty(BaseParallelWrapper):
         obs, rewards, *rest = super().step(actions)
         if self._is_due("nan"):
             rewards["agent_1"] = float("nan")
-        if self._is_due("shape"):
-            obs["agent_1"] = obs["agent_1"][:4]
         return obs, rewards, *rest
 
     def _is_due(self, how: str) -> bool:
@@ -63,7 +55,7 @@ class _Faulty(BaseParallelWrapper):
 
 
 def faulty(when: str, how: str, after: int = 0) -> Any:
-    """While the file `when` exists: `raises`, or gives a `nan`, another `shape` or other `spaces`.
+    """While the file `when` exists: `raises`, or gives a `nan`.
 
     Or once, after so many steps of all copies in which it existed: `crashes`, `dies` with its process, or
     `hangs`; the file is taken away.

@@ -40,8 +40,7 @@ def traitor(tmp_path: Path, run: Path) -> Path:
     directory = RunDirectory(tmp_path / "liar")
     directory.create(RunConfig(env=EnvConfig(name=GAME, kwargs=threat), env_steps=3000))
     directory.unlock()
-    wrong = sign_reader()
-    wrong.weight.data.neg_()
+    wrong = sign_reader(-1)
     everybody = team(SPEC, wrong)
     Victim(
         module_of={"agent_0": "adversary"},
@@ -78,9 +77,7 @@ def test_the_terminal_says_what_the_worst_agent_is_the_worst_of(
 def test_one_that_was_trained_against_others_says_so(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, traitor: Path
 ) -> None:
-    layer = sign_reader()
-    layer.weight.data *= 2
-    other = finished_run(tmp_path / "other", layer)
+    other = finished_run(tmp_path / "other", sign_reader(2))
     result = as_json(capsys, other, *FEW, "--adversary", traitor)
     assert result["results"][0]["adversarial_agents"][0]["training"]["foreign"]
     notes = {check["name"]: check for check in result["checks"] if check["verdict"] == "warn"}
@@ -110,12 +107,8 @@ def test_opponents_and_partners_are_named_shown_and_repeated(
 ) -> None:
     """Team right (agents 1 and 2) meets a team that reads the signs twice as loud, or lends it a member."""
     monkeypatch.chdir(tmp_path)
-    spec, loud, louder = signs(teams=True), sign_reader(), sign_reader()
-    loud.weight.data *= 2
-    louder.weight.data *= -4
-    team(spec, sign_reader()).save(tmp_path / "mine")
-    team(spec, loud).save(tmp_path / "loud")
-    team(spec, louder).save(tmp_path / "liar")
+    for name, factor in (("mine", 1), ("loud", 2), ("liar", -4)):
+        team(signs(teams=True), sign_reader(factor)).save(tmp_path / name)
     asked = ("--opponent", "loud:left", "--opponent", "idle", "--partner", "liar:agent_1")
     shown = said(capsys, "mine", *FEW, "--selection-episodes", 4, *asked)
     for label in (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,16 @@ def suite(tmp_path: Path) -> Path:
     return path
 
 
+def words(*arguments: object) -> list[str]:
+    """Of a command line; a text is split as a shell would."""
+    return [
+        word for each in arguments for word in (shlex.split(each) if isinstance(each, str) else [str(each)])
+    ]
+
+
 def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     with pytest.raises(SystemExit) as stop:
-        main(["evaluate", *map(str, arguments)])
+        main(["evaluate", *words(*arguments)])
     shown = capsys.readouterr()
     assert stop.value.code in (0, None), shown.err
     return shown.out
@@ -67,28 +75,30 @@ def as_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str,
 
 def test_threats_without_a_size(capsys: pytest.CaptureFixture[str], run: Path) -> None:
     """Faults need no epsilon, an attack beside them has the default sizes; settings are YAML."""
-    fault = "{attack: delay, steps: 1, share: 1.0, draws: 2}"
-    asked = (run, "--attack", fault, "--attack", "noise", "--vary", "kwargs.size=1,0.5", "--episodes", 3)
-    shown = said(capsys, *asked)
+    fault = "'{attack: delay, steps: 1, share: 1.0, draws: 2}'"
+    asked = f"--attack {fault} --attack noise --vary kwargs.size=1,0.5 --episodes 3"
+    shown = said(capsys, run, asked)
     assert "delay, share 1, steps 1 (worst of 2)" in shown
     assert "only an oracle knows" in " ".join(shown.split())
     assert "Over 2 values of size: mean" in shown
-    (rows,) = as_json(capsys, *asked)["results"]
+    (rows,) = as_json(capsys, run, asked)["results"]
     assert [(row["name"], row["form"]) for row in rows["threats"]] == [
-        ("delay", "random"),
-        ("delay", "worst"),
-        ("size", "value"),
-        ("size", "value"),
+        *(("delay", "random"), ("delay", "worst")),
+        *(("size", "value"), ("size", "value")),
     ]
     assert [row["attack"]["epsilon"] for row in rows["attacks"]] == [0.05, 0.1, 0.2]
-    (rows,) = as_json(capsys, run, "--attack", "dropout", "--episodes", 3)["results"]
+    (rows,) = as_json(capsys, run, "--attack dropout --episodes 3")["results"]
     assert (len(rows["threats"]), rows["attacks"]) == (2, [])
 
 
 def test_a_suite_gives_the_worst_attack_both_kinds_of_actions_and_the_checks(
     capsys: pytest.CaptureFixture[str], run: Path, suite: Path
 ) -> None:
-    result = as_json(capsys, run, "--suite", suite)
+    text = said(capsys, run, "--suite", suite)
+    parts = ("pgd-margin (worst)", "sampled actions", "Left out: critic", "FAILED")
+    assert [part for part in parts if part not in text] == ["FAILED"]
+    (kept,) = (run / "evaluations").glob("mine-seed0-episodes4-*.json")
+    result = json.loads(kept.read_text())
     assert (result["suite"], result["units"], result["episodes"]) == ("mine", "raw", 4)
     greedy, sampled = result["results"]
     assert [row["attack"]["name"] for row in greedy["attacks"]] == ["noise", "pgd-margin"]
@@ -98,31 +108,18 @@ def test_a_suite_gives_the_worst_attack_both_kinds_of_actions_and_the_checks(
     assert (greedy["actions"], sampled["actions"]) == ("greedy", "sampled")
     assert {check["verdict"] for check in result["checks"]} == {"pass"}
     assert [skipped["attack"] for skipped in result["skipped"]] == ["critic"]
-    assert len(list((run / "evaluations").glob("mine-seed0-episodes4-*.json"))) == 1
 
 
 def test_options_go_before_the_suite(capsys: pytest.CaptureFixture[str], run: Path, suite: Path) -> None:
-    options = (
-        "--epsilon",
-        0.9,
-        "--episodes",
-        3,
-        "--actions",
-        "greedy",
-        "--attack",
-        "fgsm",
-        "--agents",
-        "agent_2",
-    )
-    result = as_json(capsys, run, "--suite", suite, *options)
-    (greedy,) = result["results"]
-    assert {row["attack"]["epsilon"] for row in greedy["attacks"]} == {0.9}
-    assert [row["attack"]["name"] for row in greedy["attacks"]] == ["noise", "pgd-margin", "fgsm"]
+    options = "--epsilon 0.9 --episodes 3 --actions greedy --attack fgsm --agents agent_2"
+    result = as_json(capsys, run, "--suite", suite, options)
+    found = [(row["attack"]["name"], row["attack"]["epsilon"]) for row in result["results"][0]["attacks"]]
+    assert found == [("noise", 0.9), ("pgd-margin", 0.9), ("fgsm", 0.9)]
     assert (result["episodes"], result["agents"]) == (3, ["agent_2"])
 
 
 def test_without_suite_and_attack_it_is_the_quick_one(capsys: pytest.CaptureFixture[str], run: Path) -> None:
-    result = as_json(capsys, run, "--episodes", 2)
+    result = as_json(capsys, run, "--episodes 2")
     assert result["suite"] == "quick"
     assert {row["attack"]["epsilon"] for row in result["results"][0]["worst"]} == {0.05, 0.1, 0.2}
 
@@ -130,35 +127,25 @@ def test_without_suite_and_attack_it_is_the_quick_one(capsys: pytest.CaptureFixt
 def test_attacks_by_hand_can_have_their_worst_chosen_elsewhere(
     capsys: pytest.CaptureFixture[str], run: Path
 ) -> None:
-    options = ("--attack", "noise", "--attack", "fgsm", "--epsilon", 1.1, "--episodes", 3)
-    assert as_json(capsys, run, *options)["results"][0]["worst"] == []
-    (worst,) = as_json(capsys, run, *options, "--selection-episodes", 4)["results"][0]["worst"]
+    options = "--attack noise --attack fgsm --epsilon 1.1 --episodes 3"
+    assert as_json(capsys, run, options)["results"][0]["worst"] == []
+    (worst,) = as_json(capsys, run, options, "--selection-episodes 4")["results"][0]["worst"]
     assert worst["attack"]["name"] == "fgsm"
 
 
 def test_a_surrogate_run(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:
-    options = ("--attack", "transfer", "--epsilon", 1.1, "--episodes", 2)
     runs = [finished_run(tmp_path / name) for name in ("other", "a/twin", "b/twin")]
-    result = as_json(capsys, run, *options, *(word for path in runs for word in ("--surrogate", path)))
+    surrogates = [f"--surrogate '{path}'" for path in runs]
+    result = as_json(capsys, run, "--attack transfer --epsilon 1.1 --episodes 2", *surrogates)
     (greedy,) = result["results"]
     assert {row["mean"] for row in greedy["attacks"]} == {-greedy["clean"]["mean"]}
     assert [row["attack"]["source"] for row in greedy["attacks"]] == ["other", str(runs[1]), str(runs[2])]
 
 
-def test_the_terminal_marks_the_worst_and_names_what_was_left_out(
-    capsys: pytest.CaptureFixture[str], run: Path, suite: Path
-) -> None:
-    text = said(capsys, run, "--suite", suite)
-    assert "pgd-margin (worst)" in text
-    assert "sampled actions" in text
-    assert "Left out: critic" in text
-    assert "FAILED" not in text
-
-
 def test_budget_norm_and_weakest_link(capsys: pytest.CaptureFixture[str], run: Path) -> None:
-    attacks = ("--attack", "noise", "--attack", "fgsm", "--epsilon", 1.1, "--episodes", 3, "--norm", "l2")
-    spent = ("--budget", "agents=2,steps=1,scale=agent_1:0.5", "--weakest-link", "--selection-episodes", 3)
-    result = as_json(capsys, run, *attacks, *spent)
+    attacks = "--attack noise --attack fgsm --epsilon 1.1 --episodes 3 --norm l2"
+    spent = "--budget agents=2,steps=1,scale=agent_1:0.5 --weakest-link --selection-episodes 3"
+    result = as_json(capsys, run, attacks, spent)
     budget = {"agents": 2, "steps": 1, "timing": "random", "scales": [["agent_1", 0.5]]}
     assert (result["norm"], result["budget"]) == ("l2", budget)
     (greedy,) = result["results"]
@@ -170,7 +157,7 @@ def test_budget_norm_and_weakest_link(capsys: pytest.CaptureFixture[str], run: P
     assert (len(pairs), len(greedy["subsets"])) == (2 * 3, 2 * 3 + 3)
     (name,) = (run / "evaluations").glob("*.json")
     assert json.loads(name.read_text()) == result
-    text = said(capsys, run, *attacks, *spent)
+    text = said(capsys, run, attacks, spent)
     assert "fgsm on agent_0, agent_2" in text
     assert "1 of 1–2 steps, random" in " ".join(text.split())
     assert "ε is the l2 norm of a whole perturbation" in text
@@ -179,41 +166,36 @@ def test_budget_norm_and_weakest_link(capsys: pytest.CaptureFixture[str], run: P
 def test_a_weakest_link_is_named_where_there_is_one(
     capsys: pytest.CaptureFixture[str], run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = ("--selection-episodes", 5)
-    options = ("--attack", "fgsm", "--epsilon", 1.1, "--episodes", 2, "--budget", "agents=1", *few)
-    assert "Attacked alone, fgsm at ε = 1.1: " in (text := said(capsys, run, *options))
+    few = "--selection-episodes 5"
+    options = f"--attack fgsm --epsilon 1.1 --episodes 2 --budget agents=1 {few}"
+    assert "Attacked alone, fgsm at ε = 1.1: " in (text := said(capsys, run, options))
     assert "agent_1 is the weakest link" not in text, "it plays half as long as the others"
     spec = stakes(worth=(1.0, 5.0, 2.0))
     unequal = team(spec, sign_reader())
     monkeypatch.setattr("marl_aajr.evaluation.sources.Victim.load", lambda folder: unequal)
-    text = " ".join(said(capsys, run, *options).split())
+    text = " ".join(said(capsys, run, options).split())
     found = "agent_1 -8.0, agent_2 16.0, agent_0 24.0, against 32.0 without attack"
     assert f"{found}; agent_1 is the weakest link" in text
     assert "actions changed: of the decisions that were attacked" in text
-    clean = ("--attack", "fgsm", "--epsilon", 0.9, "--episodes", 2, "--weakest-link")
-    text = " ".join(said(capsys, run, *clean, *few).split())
+    clean = "--attack fgsm --epsilon 0.9 --episodes 2 --weakest-link"
+    text = " ".join(said(capsys, run, clean, few).split())
     assert "no clear weakest link" in text
     assert "of the decisions that were attacked" not in text, "all of them were"
 
 
 def test_another_budget_is_another_evaluation(capsys: pytest.CaptureFixture[str], run: Path) -> None:
-    for budget in ((), ("--budget", "agents=1"), ("--budget", "agents=2")):
-        options = ("--attack", "fgsm", "--epsilon", 1.1, "--episodes", 2, "--selection-episodes", 2, *budget)
-        as_json(capsys, run, *options)
+    for budget in ("", "--budget agents=1", "--budget agents=2"):
+        as_json(capsys, run, "--attack fgsm --epsilon 1.1 --episodes 2 --selection-episodes 2", budget)
     assert len(list((run / "evaluations").glob("*.json"))) == 3
 
 
 def test_the_worst_by_chance_has_a_question_mark(capsys: pytest.CaptureFixture[str], run: Path) -> None:
     """At ε = 0.9 nothing changes anything: whichever is called worst is so by chance."""
-    options = ("--attack", "noise", "--attack", "fgsm", "--epsilon", 0.9, "--selection-episodes", 4)
-    text = said(capsys, run, *options, "--episodes", 4)
+    few = "--selection-episodes 4 --episodes 4"
+    text = said(capsys, run, "--attack noise --attack fgsm --epsilon 0.9", few)
     assert "noise (worst?)" in text
     assert "worst?: within noise of the next" in " ".join(text.split())
-    clear = said(
-        capsys, run, "--attack", "fgsm", "--epsilon", 1.1, "--selection-episodes", 4, "--episodes", 4
-    )
-    assert "fgsm (worst)" in clear
-    assert "worst?" not in clear
+    assert "fgsm (worst)" in said(capsys, run, "--attack fgsm --epsilon 1.1", few)
 
 
 def test_other_sides_are_named(
@@ -221,7 +203,7 @@ def test_other_sides_are_named(
 ) -> None:
     sided = team(signs(longest=2, teams=True), sign_reader())
     monkeypatch.setattr("marl_aajr.evaluation.sources.Victim.load", lambda folder: sided)
-    text = said(capsys, run, "--attack", "fgsm", "--epsilon", 1.1, "--episodes", 2)
+    text = said(capsys, run, "--attack fgsm --epsilon 1.1 --episodes 2")
     assert "Team right, 2 episodes" in text
     assert "Other teams, by --team: left" in text
 
@@ -233,34 +215,32 @@ def test_a_masked_policy_is_called_so_before_any_number(
     path = finished_run(tmp_path / "masked")
     masked = team(SPEC, Quantized())
     monkeypatch.setattr("marl_aajr.evaluation.sources.Victim.load", lambda folder: masked)
-    text = said(capsys, path, "--attack", "pgd-margin", "--epsilon", 1.2, "--episodes", 4)
+    text = said(capsys, path, "--attack pgd-margin --epsilon 1.2 --episodes 4")
     assert text.startswith("FAILED: Gradient masking")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--suite", "quik"), "a suite out of quick, standard, full, threats, words; got"),
-        (("--suite", "none.yaml"), "configuration file at none.yaml: No such file"),
-        (("--agents", "agent_7"), "agents out of agent_0, agent_1, agent_2; got 'agent_7'"),
-        (("--units", "metres"), "units: expected 'raw' or 'network', got 'metres'"),
-        (("--actions", "random"), "actions.0: expected 'greedy' or 'sampled', got 'random'"),
-        (
-            ("--attack", "transfer"),
-            "expected a surrogate for the attack 'transfer', got none; name another run",
-        ),
-        (("--attack", "transfer"), "--surrogate RUN"),
-        (("--budget", "agents=4"), "at most 3 agents in the budget"),
-        (("--budget", "agent=1"), "did you mean agents?"),
-        (("--norm", "l3"), "norm: expected 'linf', 'l2' or 'words', got 'l3'"),
-        (("--epsilon", "-1"), "epsilons.0: expected a number greater than 0"),
+        ("--suite quik", "a suite out of quick, standard, full, threats, words; got"),
+        ("--suite none.yaml", "configuration file at none.yaml: No such file"),
+        ("--agents agent_7", "agents out of agent_0, agent_1, agent_2; got 'agent_7'"),
+        ("--units metres", "units: expected 'raw' or 'network', got 'metres'"),
+        ("--actions random", "actions.0: expected 'greedy' or 'sampled', got 'random'"),
+        ("--attack transfer", "expected a surrogate for the attack 'transfer', got none; name another run"),
+        ("--attack transfer", "--surrogate RUN"),
+        ("--budget agents=4", "at most 3 agents in the budget"),
+        ("--budget agent=1", "did you mean agents?"),
+        ("--norm l3", "norm: expected 'linf', 'l2' or 'words', got 'l3'"),
+        ("--epsilon -1", "epsilons.0: expected a number greater than 0"),
+        ("--set ppo.lr=1", "NAME=VALUE, env.teams=… or env.channels=… in evaluate, got ppo.lr"),
     ],
 )
 def test_refused_before_anything_runs(
-    capsys: pytest.CaptureFixture[str], run: Path, options: tuple[str, ...], message: str
+    capsys: pytest.CaptureFixture[str], run: Path, options: str, message: str
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        main(["evaluate", str(run), *options])
+        main(["evaluate", *words(run, options)])
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not (run / "evaluations").exists()
@@ -269,42 +249,22 @@ def test_refused_before_anything_runs(
 def test_a_saved_victim_with_another_environment(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    how = ("--env", SPEC.name, "--set", "env.kwargs.longest=1", "--attack", "fgsm", "--epsilon", 1.1)
-    shown = said(capsys, run / "victim", *how, "--episodes", 3, "--out", tmp_path / "result.json")
+    how = f"--env {SPEC.name} --set env.kwargs.longest=1 --attack fgsm --epsilon 1.1 --episodes 3"
+    shown = said(capsys, run / "victim", how, "--out", tmp_path / "result.json")
     kept = json.loads((tmp_path / "result.json").read_text())
     assert kept["env"]["kwargs"] == {"longest": 1}
     assert f"Kept in {tmp_path / 'result.json'}" in shown
 
 
-def test_only_arguments_of_the_environment_are_set(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["evaluate", str(run), "--set", "ppo.lr=1"])
-    assert stop.value.code == 2
-    assert "NAME=VALUE, env.teams=… or env.channels=… in evaluate, got ppo.lr" in capsys.readouterr().err
-
-
 def test_attacks_may_be_held_to_channels(capsys: pytest.CaptureFixture[str], run: Path) -> None:
-    named = (
-        "--attack",
-        "noise",
-        "--epsilon",
-        "0.1",
-        "--episodes",
-        "4",
-        "--channel",
-        "rest",
-        "--channel",
-        "sign",
-    )
-    said = "--set", "env.channels={sign: 0, rest: '1:'}"
-    result = as_json(capsys, run, *named, *said)
+    named = "--attack noise --epsilon 0.1 --episodes 4 --channel rest --channel sign"
+    told = """--set "env.channels={sign: 0, rest: '1:'}" """
+    result = as_json(capsys, run, named, told)
     assert result["channels"] == ["rest", "sign"]
     assert result["results"][0]["attacks"][0]["attack"]["settings"]["channels"] == ["rest", "sign"]
+    assert "noise on rest, sign" in said(capsys, run, named, told)
     with pytest.raises(SystemExit):
-        main(["evaluate", str(run), *named, *said])
-    assert "noise on rest, sign" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["evaluate", str(run), *named])
+        main(["evaluate", *words(run, named)])
     assert "which does not; say it: env.channels" in " ".join(capsys.readouterr().err.split())
 
 
@@ -312,7 +272,7 @@ def test_a_run_may_be_told_its_sides(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, run: Path, suite: Path
 ) -> None:
     with caplog.at_level("INFO", "marl_aajr"):
-        result = as_json(capsys, run, "--suite", suite, "--set", "env.teams={agent_0: us, '*': them}")
+        result = as_json(capsys, run, "--suite", suite, """--set "env.teams={agent_0: us, '*': them}" """)
     assert set(result["teams"].values()) == {"us", "them"}
     assert f"{SPEC.name}: 2 teams, us (agent_0) against them (" in caplog.text
     assert result["env"]["kwargs"]["env.teams"] == {"agent_0": "us", "*": "them"}
@@ -321,21 +281,20 @@ def test_a_run_may_be_told_its_sides(
 @pytest.mark.parametrize(
     ("options", "agents", "replaced"),
     [
-        (("--agents", "1"), ["1"], []),
-        (("--budget", "agents=0+1"), ["0", "1"], []),
-        (("--replace", "random:1"), ["0", "1"], [["1"]]),
-        (("--replace", "idle"), ["0", "1"], [["0"], ["1"]]),
+        ("--agents 1", ["1"], []),
+        ("--budget agents=0+1", ["0", "1"], []),
+        ("--replace random:1", ["0", "1"], [["1"]]),
+        ("--replace idle", ["0", "1"], [["0"], ["1"]]),
     ],
 )
 def test_agents_that_are_integers_are_named_in_every_option(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    options: tuple[str, str],
+    options: str,
     agents: list[str],
     replaced: list[list[str]],
 ) -> None:
     victim = Victim.from_policies(nn.Linear(4, 3), OwnWays()).save(tmp_path / "victim")
-    asked = (victim, "--env", NAME, "--attack", "fgsm", "--epsilon", 0.1, "--episodes", 2, *options, "--json")
-    found = json.loads(said(capsys, *asked))
+    found = as_json(capsys, victim, f"--env {NAME} --attack fgsm --epsilon 0.1 --episodes 2", options)
     assert found["agents"] == agents
     assert [row["agents"] for row in found["results"][0]["adversarial_agents"]] == replaced

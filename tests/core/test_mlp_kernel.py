@@ -1,13 +1,10 @@
-"""The compiled kernel computes what the layers compute, and its absence is noticed only by the clock."""
+"""The compiled kernel computes what the layers compute."""
 
 from __future__ import annotations
 
 import copy
-import logging
 import pickle
-from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from marl_aajr.core import compiled, mlp_kernel
-from marl_aajr.core.compiled import ENVIRONMENT_VARIABLE
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.end_of_ascent import end_of_ascent
 from marl_aajr.core.mlp import PlainMLP
@@ -41,27 +36,15 @@ def stack(widths: tuple[int, ...], *, bias: bool = True) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def forget() -> None:
-    mlp_kernel._library.cache_clear()
-    compiled.compiled.cache_clear()
-
-
-@pytest.fixture
-def cold_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(ENVIRONMENT_VARIABLE, raising=False)
-    forget()
-    yield
-    forget()
-
-
-@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=needs_compiler), torch.float64])
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize(
+    ("rows", "bias", "dtype"),
+    [
+        *(pytest.param(rows, True, torch.float32, marks=needs_compiler) for rows in ROWS),
+        pytest.param(95, False, torch.float32, marks=needs_compiler),
+        (6, True, torch.float64),
+        (6, False, torch.float64),
+    ],
+)
 @pytest.mark.parametrize("widths", WIDTHS, ids=str)
 def test_outputs_and_derivatives_are_those_of_the_layers(
     widths: tuple[int, ...], rows: int, bias: bool, dtype: torch.dtype
@@ -167,8 +150,7 @@ class StepByStep(ModulePolicy):
 
 
 @pytest.mark.parametrize("widths", [(3, 2), (18, 64, 64, 5), (40, 24, 20, 33, 2), (5, 48, 17)])
-@pytest.mark.parametrize("rows", [1, 7, 96, 250])
-@pytest.mark.parametrize("own_radii", [False, True])
+@pytest.mark.parametrize(("rows", "own_radii"), [(1, False), (7, True), (96, False), (250, True)])
 def test_an_ascent_in_one_call_is_that_of_its_steps(
     widths: tuple[int, ...], rows: int, *, own_radii: bool
 ) -> None:
@@ -261,59 +243,3 @@ class TestWhatTheKernelCannotRead:
         with forward_ad.dual_level():
             along = forward_ad.unpack_dual(mlp(forward_ad.make_dual(x, torch.ones_like(x)))).tangent
         torch.testing.assert_close(along, expected[1])
-
-
-@pytest.mark.usefixtures("cold_library")
-class TestWithoutKernel:
-    """PyTorch serves."""
-
-    def check(self) -> None:
-        layers = list(stack((4, 8, 2)))
-        assert not MLPKernel.serves(layers)
-        made = PlainMLP(layers).forward(x := torch.randn(3, 4))
-        assert isinstance(made, TorchPass)
-        torch.testing.assert_close(made.outputs, nn.Sequential(*layers)(x))
-        with pytest.raises(ValueError, match="expected float32 weights on the CPU and a C\\+\\+ compiler"):
-            MLPKernel(layers)
-
-    def test_switched_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv(ENVIRONMENT_VARIABLE, "0")
-        self.check()
-
-    def test_no_compiler(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-        monkeypatch.setenv("CXX", "no-such-compiler")
-        with caplog.at_level(logging.INFO):
-            self.check()
-        assert "no C++ compiler" in caplog.text
-
-    def test_a_compiler_that_fails(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        compiler = tmp_path / "compiler"
-        compiler.write_text("#!/bin/sh\necho 'out of ideas' >&2\nexit 1\n", encoding="utf-8")
-        compiler.chmod(0o755)
-        monkeypatch.setenv("CXX", str(compiler))
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-        self.check()
-        assert "out of ideas" in caplog.text
-        assert not list(tmp_path.rglob("*.so"))
-
-
-@needs_compiler
-@pytest.mark.usefixtures("cold_library")
-def test_the_library_is_kept_for_the_next_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert MLPKernel.serves([nn.Linear(1, 1)])
-    (library,) = tmp_path.rglob("*.so")
-    made = library.stat().st_mtime_ns
-    forget()
-    assert MLPKernel.serves([nn.Linear(1, 1)])
-    assert [path.stat().st_mtime_ns for path in tmp_path.rglob("*.so")] == [made]
-
-
-@needs_compiler
-@pytest.mark.usefixtures("cold_library")
-def test_a_cache_that_cannot_be_written_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (occupied := tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(occupied))
-    assert MLPKernel.serves([nn.Linear(1, 1)])

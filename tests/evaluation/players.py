@@ -37,10 +37,10 @@ def network(outputs: int, inputs: int, *, seed: int = 0) -> nn.Sequential:
         return nn.Sequential(nn.Linear(inputs, 16), nn.Tanh(), nn.Linear(16, outputs))
 
 
-def sign_reader() -> nn.Linear:
-    """Logits (−x, x): always right about Signs, until x is pushed across zero."""
+def sign_reader(factor: float = 1.0) -> nn.Linear:
+    """Logits (−x, x) times a factor: right about Signs until x is pushed across zero; wrong if it is < 0."""
     layer = nn.Linear(2, 2)
-    layer.weight.data = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    layer.weight.data = factor * torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
     layer.bias.data = torch.zeros(2)
     return layer
 
@@ -74,6 +74,15 @@ def team(
         env_name=spec.name,
         env_kwargs=spec.kwargs,
     )
+
+
+def sure(spec: EnvironmentSpec) -> Victim:
+    """Random networks whose actions follow from what they see."""
+    victim = team(spec)
+    with torch.no_grad():
+        for parameter in victim.modules["shared"].parameters():
+            parameter.mul_(4)
+    return victim
 
 
 def returns_one_by_one(

@@ -13,17 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from marl_aajr.attacks import make_attack
-from marl_aajr.evaluation import (
-    OWN,
-    ActionsResult,
-    Evaluation,
-    Replacement,
-    Suite,
-    evaluate,
-    everybody_met,
-    pool_scores,
-    row_games,
-)
+from marl_aajr.evaluation import OWN, Evaluation, Replacement, Suite, evaluate, everybody_met, pool_scores
 from marl_aajr.evaluation.evaluator import Evaluator
 from marl_aajr.evaluation.sources import file_name
 from tests.evaluation.players import moves, sign_reader, signs, team
@@ -37,12 +27,7 @@ WEAK = (make_attack("noise", epsilon=0.1), 0.1)
 
 def judged(opponents: Any, row: int = ROCK, **settings: Any) -> Evaluation:
     """The rows of one who always plays rock against its own scissors: 2 a game at home."""
-    asked: dict[str, Any] = {
-        "attacks": [TURN, WEAK],
-        "episodes": 6,
-        "num_envs": 4,
-        "selection_episodes": 4,
-    } | settings
+    asked: dict[str, Any] = {"attacks": [TURN, WEAK], "episodes": 6, "num_envs": 4, "selection_episodes": 4}
     return evaluate(players(row, SCISSORS), team="rows", opponents=opponents, **(asked | settings))
 
 
@@ -152,22 +137,15 @@ class TestSameEpisodes:
         alone = judged(()).results[0]
         assert alone == result.results[0].model_copy(update={"opponents": ()})
 
-    def test_budgets_are_searched_for_each_opponent_and_workers_play_the_same(self) -> None:
+    def test_budgets_are_searched_for_each_opponent(self) -> None:
         spec = signs(teams=True)
-        wrong = sign_reader()
-        wrong.weight.data.neg_()
-        stranger = team(spec, wrong)
+        stranger = team(spec, sign_reader(-1))
         asked: dict[str, Any] = {"attacks": [(TURN[0], 1.5)], "episodes": 5, "selection_episodes": 3}
         asked |= {"budget": "agents=1,steps=2", "num_envs": 3, "team": "right", "replace": ["idle:agent_1"]}
         asked |= {"actions": ["greedy", "sampled"], "opponents": {"liar": stranger}, "seed": 3}
         seen: list[tuple[int, int]] = []
-        one = evaluate(
-            team(spec, sign_reader()),
-            spec,
-            workers=1,
-            on_progress=lambda p: seen.append((p.done, p.total)),
-            **asked,
-        )
+        asked["on_progress"] = lambda p: seen.append((p.done, p.total))
+        one = evaluate(team(spec, sign_reader()), spec, workers=1, **asked)
         assert seen[-1][0] == seen[-1][1]
         for rows in one.results:
             (liar,) = rows.opponents
@@ -193,7 +171,8 @@ class TestSameEpisodes:
             def forward(self, obs: Tensor) -> Tensor:
                 return torch.from_numpy(self.rng.normal(size=(len(obs), 3))).float()
 
-        monkeypatch.setattr(row_games, "PettingZooBatch", ())  # whose rows are never played side by side
+        # Whose rows are never played side by side.
+        monkeypatch.setattr("marl_aajr.evaluation.row_games.PettingZooBatch", ())
         pure = players(ROCK, ROCK)
         drawing = {"drawing": replace(pure, modules={**pure.modules, "column": Drawing()})}
         few, many = (
@@ -222,17 +201,14 @@ class TestSuites:
 
 class TestPartners:
     def test_each_place_in_turn_and_which_hurts_most(self) -> None:
-        spec = signs()
-        wrong = sign_reader()
-        wrong.weight.data.neg_()
         found = evaluate(
-            team(spec, sign_reader()),
-            partners={"liar": team(spec, wrong)},
+            team(signs(), sign_reader()),
+            partners={"liar": team(signs(), sign_reader(-1))},
             episodes=12,
             selection_episodes=8,
             num_envs=4,
         )
-        rows: ActionsResult = found.results[0]
+        rows = found.results[0]
         partners = {row.agents[0]: row for row in rows.adversarial_agents if row.kind == "partner"}
         assert list(partners) == ["agent_0", "agent_1", "agent_2"]
         assert {row.source for row in partners.values()} == {"liar"}
@@ -246,9 +222,7 @@ class TestPartners:
         assert kinds == ["own", *["partner"] * 3, *["random"] * 3, *["idle"] * 3]
 
     def test_several_together(self, tmp_path: Path) -> None:
-        wrong = sign_reader()
-        wrong.weight.data.neg_()
-        saved = team(signs(), wrong).save(tmp_path / "liar")
+        saved = team(signs(), sign_reader(-1)).save(tmp_path / "liar")
         found = evaluate(team(signs(), sign_reader()), partners=[f"{saved}:agent_2,agent_0"], episodes=4)
         (row, *controls) = found.adversarial_agents
         assert (row.source, row.label) == (
@@ -313,9 +287,7 @@ class TestRefusals:
 
     def test_partners_of_the_other_team_and_of_everybody(self, tmp_path: Path) -> None:
         folder = players(PAPER, PAPER).save(tmp_path / "paper")
-        with pytest.raises(
-            ValueError, match="member of team 'rows' for the partner 'paper:column' out of row"
-        ):
+        with pytest.raises(ValueError, match="of team 'rows' for the partner 'paper:column' out of row"):
             judged((), partners=[f"{folder}:column"])
         with pytest.raises(ValueError, match="somebody of team 'rows' to be left"):
             judged((), partners=[folder])

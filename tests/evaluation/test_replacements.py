@@ -42,9 +42,7 @@ def with_one_stuck(spec: EnvironmentSpec, agent: str) -> Victim:
 
 def traitors(spec: EnvironmentSpec, module: nn.Module | None = None) -> Victim:
     """A trained adversary in Signs: always wrong, unless it is given another network."""
-    wrong = sign_reader()
-    wrong.weight.data.neg_()
-    return team(spec, module or wrong)
+    return team(spec, module or sign_reader(-1))
 
 
 def drawn_at_random(env: BatchedEnv, agent: str) -> Tensor:

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from marl_aajr.adversaries.robust_sarsa import RobustSarsa
 from marl_aajr.attacks import ATTACKS, Fault
-from marl_aajr.evaluation import Evaluation, disturbed_rows, evaluate
-from marl_aajr.evaluation.disturbed_rows import DescendedValue, disturbance_checks
+from marl_aajr.evaluation import Evaluation, evaluate
 from marl_aajr.evaluation.evaluator import Progress
 from marl_aajr.evaluation.sources import file_name
 from marl_aajr.evaluation.threats import curves
 from marl_aajr.evaluation.variations import parse_variation
-from marl_aajr.rollout.environments import make_batch, resolve
+from marl_aajr.rollout.environments import resolve
 from marl_aajr.study.report import outcomes
-from marl_aajr.victims import Victim
-from tests.evaluation.players import sign_reader, signs, stakes, suite, team
+from tests.evaluation.players import sign_reader, signs, stakes, suite, sure, team
 
 SPREAD = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 8})
-PHYSICS = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 6})
 FAULTS = {name: cls for name, cls in ATTACKS.items() if issubclass(cls, Fault)}
 STEPS = {"drift": {"steps": 4}, "freeze": {"steps": 4}, "delay": {"steps": 4}}
-
-
-def sure() -> Victim:
-    """A team on simple_spread whose actions follow from what it sees."""
-    victim = team(SPREAD)
-    with torch.no_grad():
-        for parameter in victim.modules["shared"].parameters():
-            parameter.mul_(4)
-    return victim
 
 
 def entries(draws: int) -> list[dict[str, Any]]:
@@ -49,14 +32,14 @@ def entries(draws: int) -> list[dict[str, Any]]:
 def spread() -> Evaluation:
     attacks = [("noise", 1.0), ("pgd", 1.0), *entries(2)]
     settings: dict[str, Any] = {"episodes": 9, "selection_episodes": 4, "num_envs": 4, "workers": 1}
-    return evaluate(sure(), SPREAD, attacks=attacks, actions=["sampled"], **settings)
+    return evaluate(sure(SPREAD), SPREAD, attacks=attacks, actions=["sampled"], **settings)
 
 
 def test_the_worst_of_n_draws_is_the_least_of_each_episode_and_the_random_form_their_mean(
     spread: Evaluation,
 ) -> None:
     first = evaluate(
-        sure(), SPREAD, attacks=entries(1), episodes=9, num_envs=4, workers=1, actions=["sampled"]
+        sure(SPREAD), SPREAD, attacks=entries(1), episodes=9, num_envs=4, workers=1, actions=["sampled"]
     ).results[0]
     assert [(row.name, row.form) for row in first.threats] == [
         (name, form) for name in FAULTS for form in ("random", "worst")
@@ -81,7 +64,7 @@ def test_the_worst_of_n_draws_is_the_least_of_each_episode_and_the_random_form_t
 def test_attacks_know_nothing_of_faults_beside_them(spread: Evaluation) -> None:
     """Neither their random numbers, nor the choice of the worst, nor the checks."""
     alone = evaluate(
-        sure(),
+        sure(SPREAD),
         SPREAD,
         attacks=[("noise", 1.0), ("pgd", 1.0)],
         actions=["sampled"],
@@ -150,31 +133,41 @@ def test_the_worst_agent_of_a_fault_is_found_and_the_others_see_clearly() -> Non
     assert found.results[0].threats == named.results[0].threats
 
 
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("asked", "message"),
-        [
-            (
-                {"attacks": [{"attack": "delay", "steps": 8}]},
-                "an episode of 8 steps, got delay of 9; set its",
-            ),
-            ({"attacks": [({"attack": "drift", "steps": 9}, 0.1)]}, "an episode of 8 steps, got drift of 9"),
-            ({"attacks": ["swap"], "budget": "steps=2"}, "no steps in the budget for the fault 'swap'"),
-            (
-                {"attacks": ["swap"], "budget": "scale=agent_0:2"},
-                "no scale in the budget for the fault 'swap'",
-            ),
-            ({"attacks": [("swap", 0.1)]}, "expected no epsilon for swap, which has no size, got 0.1"),
-            ({"attacks": ["swap"], "epsilons": [0.1]}, "expected attacks and epsilons, or neither"),
-            ({"attacks": ["swap", "swap"]}, "each attack once, got swap twice"),
-        ],
-    )
-    def test_before_anything_is_played(self, asked: dict[str, Any], message: str) -> None:
-        def played(_: object) -> None:
-            raise AssertionError("an episode was played")
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"attacks": [{"attack": "delay", "steps": 8}]}, "an episode of 8 steps, got delay of 9; set its"),
+    ({"attacks": [({"attack": "drift", "steps": 9}, 0.1)]}, "an episode of 8 steps, got drift of 9"),
+    ({"attacks": ["swap"], "budget": "steps=2"}, "no steps in the budget for the fault 'swap'"),
+    ({"attacks": ["swap"], "budget": "scale=agent_0:2"}, "no scale in the budget for the fault 'swap'"),
+    ({"attacks": [("swap", 0.1)]}, "expected no epsilon for swap, which has no size, got 0.1"),
+    ({"attacks": ["swap"], "epsilons": [0.1]}, "expected attacks and epsilons, or neither"),
+    ({"attacks": ["swap", "swap"]}, "each attack once, got swap twice"),
+    ({"vary": ["kwargs.sise=0.1"]}, "vary sise=0.1: expected arguments that .*'sise'.*takes .*size"),
+    ({"vary": ["size=0.1"]}, r"vary: expected kwargs.NAME=VALUE.* to vary, got 'size=0.1'"),
+    ({"vary": ["kwargs.mass="]}, "vary: expected kwargs.NAME=VALUE.*got 'kwargs.mass='"),
+    ({"vary": ["kwargs.mass=1,,2"]}, "vary: expected kwargs.NAME=VALUE.*got 'kwargs.mass=1,,2'"),
+    ({"vary": ["kwargs.mass=1,1"]}, "each value of mass once"),
+    ({"vary": ["kwargs.mass=1", "kwargs.mass=2"]}, "each argument to vary once, got mass twice"),
+    ({"vary": ["kwargs.mass=1:2:1"]}, "COUNT ≥ 2 to vary, got '1:2:1'"),
+    ({"vary": ["kwargs.mass=a:2:3"]}, "numbers FROM:TO:COUNT"),
+    ({"vary": ["kwargs.mass=1,0"]}, "vary mass=0: expected a finite mass > 0, got 0"),
+    ({"vary": ["kwargs.N=3,4"]}, "vary N=4: expected the agents agent_0, agent_1, agent_2, got .*agent_3"),
+    ({"vary": ["kwargs.continuous_actions=true"]}, "vary continuous_actions=True: .* victim for the actions"),
+    ({"disturb": ["mix=0.1"]}, r"expected Box actions for mix, got Discrete\(5\)"),
+    ({"disturb": ["gradient=0.1"]}, "expected Box actions for gradient"),
+    ({"disturb": ["replace=1.1"]}, r"disturb: expected α of replace in \[0, 1\], got 1.1"),
+    ({"disturb": ["replace=0.1,agents=bob"]}, "agent whose actions are disturbed .* got 'bob'"),
+    ({"disturb": ["replace=0.1,by=/nowhere"]}, "expected the folder of a run, .* got /nowhere"),
+    ({"disturb": ["replace=0.1", "replace=0.10"]}, "expected each disturbance once, got replace=0.1 twice"),
+]
 
+
+class TestRefusals:
+    @pytest.mark.parametrize(("asked", "message"), REFUSED)
+    def test_before_anything_is_played(self, asked: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            evaluate(team(SPREAD), SPREAD, episodes=2, on_progress=played, **asked)
+            evaluate(
+                team(SPREAD), SPREAD, episodes=2, on_progress=lambda _: pytest.fail("it was played"), **asked
+            )
 
     @pytest.mark.parametrize("name", ["mpe2.simple_spread_v3", "marl_aajr.envs.congestion_v0"])
     def test_the_length_of_an_episode_is_read_from_the_factory(self, name: str) -> None:
@@ -189,13 +182,25 @@ class TestRefusals:
         with pytest.raises(ValueError, match="an episode of 6 steps, got delay of 8"):
             evaluate(team(spec, sign_reader()), spec, attacks=[{"attack": "delay", "steps": 7}], episodes=20)
 
-    def test_a_suite_leaves_out_what_does_not_fit(self, tmp_path: Path) -> None:
-        own = suite(attacks=["noise", "swap", {"attack": "freeze", "steps": 20}], epsilons=[0.9])
-        result = evaluate(team(SPREAD), SPREAD, suite=own)
-        assert [(skip.attack, skip.reason.split(",")[0]) for skip in result.skipped] == [
-            ("freeze", "expected a fault that fits into an episode of 8 steps")
+    def test_a_suite_leaves_out_what_does_not_fit(self) -> None:
+        """A fault that is too long, an argument that the environment lacks, noise on discrete actions."""
+        own = suite(
+            attacks=["noise", "swap", {"attack": "freeze", "steps": 20}],
+            epsilons=[0.9],
+            vary=["kwargs.mass=2", "kwargs.wind=1"],
+            disturb=["replace=0.5", "noise=0.5"],
+        )
+        told: list[Progress] = []
+        result = evaluate(team(SPREAD), SPREAD, suite=own, on_progress=told.append)
+        assert [skip.attack for skip in result.skipped] == ["freeze", "vary wind", "disturb noise=0.5"]
+        assert result.skipped[0].reason.startswith("expected a fault that fits into an episode of 8 steps,")
+        assert [row.label.partition(" (")[0] for row in result.results[0].threats] == [
+            "swap",
+            "swap",
+            "mass = 2",
+            "replace, alpha 0.5",
         ]
-        assert [row.name for row in result.results[0].threats] == ["swap", "swap"]
+        assert told[-1].done == told[-1].total
 
 
 class TestDynamics:
@@ -203,9 +208,9 @@ class TestDynamics:
 
     def test_every_value_is_what_an_evaluation_of_that_environment_says(self) -> None:
         settings: dict[str, Any] = {"episodes": 7, "num_envs": 4, "actions": ["sampled", "greedy"]}
-        victim, vary = team(PHYSICS), ["kwargs.mass=0.5:1.5:3", "kwargs.local_ratio=0.2"]
+        victim, vary = team(SPREAD), ["kwargs.mass=0.5:1.5:3", "kwargs.local_ratio=0.2"]
         told: list[Progress] = []
-        result = evaluate(victim, PHYSICS, vary=vary, on_progress=told.append, **settings)
+        result = evaluate(victim, SPREAD, vary=vary, on_progress=told.append, **settings)
         assert (told[-1].done, told[-1].total) == (2 * 5 * 7, 2 * 5 * 7)
         for rows in result.results:
             assert [row.label for row in rows.threats] == [
@@ -216,7 +221,7 @@ class TestDynamics:
             ]
             for row in rows.threats:
                 alone = evaluate(
-                    victim, PHYSICS.name, env_kwargs={**PHYSICS.kwargs, **row.settings}, **settings
+                    victim, SPREAD.name, env_kwargs={**SPREAD.kwargs, **row.settings}, **settings
                 )
                 clean = next(own.clean for own in alone.results if own.actions == rows.actions)
                 assert row.returns == clean.returns
@@ -242,151 +247,3 @@ class TestDynamics:
         found = parse_variation(text).values
         assert found == values
         assert [type(value) for value in found] == [type(value) for value in values]
-
-    @pytest.mark.parametrize(
-        ("vary", "message"),
-        [
-            (
-                ["kwargs.sise=0.1"],
-                "vary sise=0.1: expected arguments that .* takes, .*'sise'.*it takes .*size",
-            ),
-            (["size=0.1"], r"vary: expected kwargs.NAME=VALUE.* to vary, got 'size=0.1'"),
-            (["kwargs.mass="], "vary: expected kwargs.NAME=VALUE.*got 'kwargs.mass='"),
-            (["kwargs.mass=1,,2"], "vary: expected kwargs.NAME=VALUE.*got 'kwargs.mass=1,,2'"),
-            (["kwargs.mass=1,1"], "each value of mass once"),
-            (["kwargs.mass=1", "kwargs.mass=2"], "each argument to vary once, got mass twice"),
-            (["kwargs.mass=1:2:1"], "COUNT ≥ 2 to vary, got '1:2:1'"),
-            (["kwargs.mass=a:2:3"], "numbers FROM:TO:COUNT"),
-            (["kwargs.mass=1,0"], "vary mass=0: expected a finite mass > 0, got 0"),
-            (["kwargs.N=3,4"], "vary N=4: expected the agents agent_0, agent_1, agent_2, got .*agent_3"),
-            (
-                ["kwargs.continuous_actions=true"],
-                "vary continuous_actions=True: expected a victim for the actions",
-            ),
-        ],
-    )
-    def test_what_cannot_be_played_is_refused_before_anything_is(self, vary: list[str], message: str) -> None:
-        def played(_: object) -> None:
-            raise AssertionError("an episode was played")
-
-        with pytest.raises(ValueError, match=message):
-            evaluate(team(PHYSICS), PHYSICS, episodes=2, vary=vary, on_progress=played)
-
-    def test_a_suite_leaves_out_what_the_environment_lacks(self) -> None:
-        own = suite(vary=["kwargs.mass=2", "kwargs.wind=1"], attacks=["noise"], epsilons=[0.9])
-        result = evaluate(team(PHYSICS), PHYSICS, suite=own)
-        assert [row.label for row in result.results[0].threats] == ["mass = 2"]
-        assert [skip.attack for skip in result.skipped] == ["vary wind"]
-
-
-class TestActions:
-    """Disturbed actions: by chance, by another policy, by the gradient of a critic."""
-
-    BOXES = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 6, "continuous_actions": True})
-
-    def test_what_changes_nothing_returns_what_is_returned_undisturbed(self, tmp_path: Path) -> None:
-        """α = 0 to the bit; the team itself as its adversary to rounding, whatever α."""
-        victim = sure()
-        victim.save(tmp_path / "same")
-        by = f"by={tmp_path / 'same'}"
-        asked = ["replace=0", f"replace=1,{by}", f"replace=0.4,{by}"]
-        settings: dict[str, Any] = {"episodes": 7, "num_envs": 4}
-        result = evaluate(victim, SPREAD, disturb=asked, **settings)
-        rows = {row.label: row for row in result.results[0].threats}
-        assert list(rows) == [
-            "replace, alpha 0 (random)",
-            "replace, alpha 1 (random)",
-            "replace, alpha 1 (trained)",
-            "replace, alpha 0.4 (random)",
-            "replace, alpha 0.4 (trained)",
-        ]
-        assert rows["replace, alpha 0 (random)"].returns == result.clean.returns
-        for alpha in ("1", "0.4"):
-            assert rows[f"replace, alpha {alpha} (trained)"].returns == pytest.approx(result.clean.returns)
-            chance = rows[f"replace, alpha {alpha} (random)"]
-            assert chance.mean != pytest.approx(result.clean.mean)
-            assert (chance.agents, chance.source) == (result.agents, "")
-        assert rows["replace, alpha 1 (trained)"].source == str(tmp_path / "same")
-        assert Evaluation.model_validate_json(result.model_dump_json()) == result
-
-    @pytest.mark.parametrize("normalized", [False, True])
-    def test_a_gradient_descends_to_the_corner_where_a_linear_critic_is_least(self, normalized: bool) -> None:
-        """Whatever units the policy's actions have, u is one of the environment's."""
-        victim = replace(team(self.BOXES), normalize_actions=normalized)
-        slope = torch.tensor([1.0, -2.0, 0.5, 0.0, -3.0])
-        seen: list[torch.Tensor] = []
-
-        class Linear(torch.nn.Module):
-            def forward(self, obs: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
-                seen.append(actions.detach())
-                return actions @ slope
-
-        worst = DescendedValue(victim, ("agent_0",), {"shared": Linear()}, 0.4)  # type: ignore[dict-item]
-        own = torch.full((3, 5), 0.25)
-        u = worst(make_batch(self.BOXES, 3), {"agent_0": torch.zeros(3, 18)}, {"agent_0": own})["agent_0"]
-        assert torch.equal(u, -slope.sign().expand(3, 5))
-        start, step = (-0.5, 0.4) if normalized else (0.25, 0.2)
-        torch.testing.assert_close(seen[0], torch.full((3, 5), start))
-        torch.testing.assert_close(seen[-1], start - step * slope.sign().expand(3, 5))
-
-    def test_a_gradient_is_played_beside_noise_and_a_check_says_where_it_is_weaker(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        short = partial(RobustSarsa, experience=80, updates=2)
-        monkeypatch.setattr(disturbed_rows, "RobustSarsa", short)
-        result = evaluate(
-            team(self.BOXES), self.BOXES, disturb=["gradient=0.5", "mix=0"], episodes=8, num_envs=4
-        )
-        noise, gradient, mixed = result.results[0].threats
-        assert (noise.label, gradient.label) == ("noise, size 0.5 (random)", "gradient, size 0.5 (worst)")
-        assert noise.returns != gradient.returns
-        assert mixed.returns == result.clean.returns
-        (check,) = result.checks
-        assert check.name == "returns (greedy): gradient, size 0.5 (worst)"
-        for loss, verdict in ((-1.0, "pass"), (1.0, "fail")):
-            left = {"returns": tuple(value + loss for value in noise.returns), "mean": noise.mean + loss}
-            rows = (noise, gradient.model_copy(update=left))
-            (found,) = disturbance_checks(result.results[0].model_copy(update={"threats": rows}))
-            assert found.verdict == verdict
-            assert found.text.startswith("Undertrained" if verdict == "fail" else "It hurts")
-
-    def test_others_play_as_they_do(self) -> None:
-        """Of two agents with a worth of their own only the disturbed one loses."""
-        spec = stakes(worth=(1.0, 10.0), steps=6)
-        settings: dict[str, Any] = {"episodes": 9, "num_envs": 4}
-        (row,) = (
-            evaluate(team(spec, sign_reader()), spec, disturb=["replace=1,agents=agent_0"], **settings)
-            .results[0]
-            .threats
-        )
-        assert all(54 <= value <= 66 for value in row.returns)
-        assert row.mean < 66
-        assert row.agents == ("agent_0",)
-
-    @pytest.mark.parametrize(
-        ("disturb", "message"),
-        [
-            (["mix=0.1"], r"expected Box actions for mix, got Discrete\(5\)"),
-            (["gradient=0.1"], "expected Box actions for gradient"),
-            (["replace=1.1"], r"disturb: expected α of replace in \[0, 1\], got 1.1"),
-            (["replace=0.1,agents=bob"], "agent whose actions are disturbed .* got 'bob'"),
-            (["replace=0.1,by=/nowhere"], "expected the folder of a run, .* got /nowhere"),
-            (["replace=0.1", "replace=0.10"], "expected each disturbance once, got replace=0.1 twice"),
-        ],
-    )
-    def test_what_cannot_be_played_is_refused_before_anything_is(
-        self, disturb: list[str], message: str
-    ) -> None:
-        def played(_: object) -> None:
-            raise AssertionError("an episode was played")
-
-        with pytest.raises(ValueError, match=message):
-            evaluate(team(PHYSICS), PHYSICS, episodes=2, disturb=disturb, on_progress=played)
-
-    def test_a_suite_leaves_out_what_actions_do_not_allow(self) -> None:
-        own = suite(disturb=["replace=0.5", "noise=0.5"], attacks=["noise"], epsilons=[0.9])
-        told: list[Progress] = []
-        result = evaluate(team(PHYSICS), PHYSICS, suite=own, on_progress=told.append)
-        assert [row.label for row in result.results[0].threats] == ["replace, alpha 0.5 (random)"]
-        assert [skip.attack for skip in result.skipped] == ["disturb noise=0.5"]
-        assert told[-1].done == told[-1].total

@@ -132,8 +132,7 @@ def both(pair: Algorithm, work: Any) -> list[Any]:
     return [result.get() for result in results]
 
 
-@pytest.mark.parametrize("mask", [None, UNEVEN], ids=["every row counts", "uneven"])
-@pytest.mark.parametrize("name", REGULARIZERS)
+@pytest.mark.parametrize(("name", "mask"), [("aajr", None), *((name, UNEVEN) for name in REGULARIZERS)])
 def test_two_learners_have_the_gradients_and_the_state_of_one(
     pair: Algorithm, name: str, mask: np.ndarray | None
 ) -> None:

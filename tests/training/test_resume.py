@@ -58,7 +58,9 @@ def stopped_after(iteration: int, config: RunConfig, out: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("iteration", [1, 4])
+@pytest.mark.parametrize(
+    ("config", "iteration"), [("stock", 4), ("fast", 1), ("fast", 4)], indirect=["config"]
+)
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(
     iteration: int, config: RunConfig, straight: Path, tmp_path: Path
 ) -> None:
