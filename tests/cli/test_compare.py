@@ -107,6 +107,16 @@ def test_who_learned_nothing_is_said_before_the_verdict(
     assert found["verdict"].startswith("aajr survives")
 
 
+def test_a_run_without_evaluation_names_the_command_to_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "bare", evaluations={})
+    code, _, err = ended(capsys, run, "--out", tmp_path / "none.html")
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"marl-aajr evaluate {run}" in err
+    assert not (tmp_path / "none.html").exists()
+
+
 def test_failed_checks_are_said_before_the_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

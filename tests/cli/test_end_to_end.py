@@ -174,37 +174,16 @@ def test_comparison_is_printed_and_written_on_one_page(runs: Runs, evaluated: di
     assert "aajr" in page.read_text()
 
 
-def test_a_run_without_evaluation_names_the_command_to_run(runs: Runs) -> None:
-    bare = runs.folder / "bare"
-    bare.mkdir()
-    for name in ("config.yaml", "status.json", "versions.json", "metrics.jsonl"):
-        (bare / name).write_bytes((runs.folder / runs.robust / name).read_bytes())
-    compared = runs.cli("compare", "bare", "--out", "none.html")
-    assert compared.returncode == 2
-    assert compared.stderr.count("\n") == 1
-    assert "marl-aajr evaluate bare" in compared.stderr
-    assert not (runs.folder / "none.html").exists()
-
-
 def test_the_demo_goes_from_nothing_to_a_report(ray_session: None, tmp_path: Path) -> None:
-    """The script of scripts/demo, with this environment instead of one of its own."""
+    """The script of scripts/demo, with this environment instead of one of its own.
+
+    How it goes on when it was stopped is tested by test_demo_script.py.
+    """
     script = Path(__file__).parents[2] / "scripts" / "demo.py"
     command = [sys.executable, str(script), str(tmp_path / "demo"), "--env-steps", "1", "--episodes", "2"]
     env = quiet_environment() | {"MARL_AAJR_PYTHON": sys.executable, "WARM_COMMANDS": "yes"} | joining()
 
-    def demo(*more: str) -> str:
-        done = subprocess.run(
-            [*command, *more], env=env, capture_output=True, text=True, timeout=200, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    said = demo()
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "demo" / "report.html").is_file()
-    assert "worst at ε 0.2" in said
-
-    mark = tmp_path / "demo" / "demo.json"
-    mark.write_text(mark.read_text().replace("true", "false"))
-    (tmp_path / "demo" / "report.html").unlink()
-    assert "Going on with the unfinished demo" in demo()
-    assert (tmp_path / "demo" / "report.html").is_file()
+    assert "worst at ε 0.2" in done.stdout

@@ -61,39 +61,44 @@ def test_within_a_task_of_ray_nobody_is_hired() -> None:
     assert not ray.get(ray.remote(_may_spread).remote())
 
 
-@pytest.mark.usefixtures("ray_session", "unhurried")
-@pytest.mark.parametrize("count", [2, None])
-def test_ray_workers_play_to_the_same_numbers(count: int | None) -> None:
-    """Rows do not know of each other, so it does not matter who plays them, or who finds the worst agent."""
-    import ray
-
-    victim, stranger = team(SPREAD), team(SPREAD, network(5, 18, seed=1))
-    against: dict[str, Any] = {"opponents": {"stranger": stranger}}
-    chosen = suite(
+ASKED: dict[str, Any] = {
+    "suite": suite(
         attacks=["noise", "pgd-margin", {"attack": "robust-sarsa", "experience": 100, "updates": 3}],
         epsilons=[0.3, 0.5],
         actions=["sampled", "greedy"],
         budget="agents=1,steps=2,timing=strategic",
-    )
-    told: list[int] = []
+    ),
+    "opponents": {"stranger": team(SPREAD, network(5, 18, seed=1))},
+}
+
+
+@pytest.fixture(scope="module")
+def here() -> Evaluation:
+    """What this process plays alone."""
+    return evaluate(team(SPREAD), SPREAD, workers=1, **ASKED)
+
+
+def test_attacks_of_several_rows_are_computed_at_once(here: Evaluation) -> None:
     with patch.object(row_games, "_SIDE_BY_SIDE", 1):
-        alone = evaluate(victim, SPREAD, suite=chosen, workers=1, **against)
-    here = evaluate(victim, SPREAD, suite=chosen, workers=1, **against)
-    assert same_but_for_rounding(here, alone), "attacks of several rows are computed at once"
+        assert same_but_for_rounding(here, evaluate(team(SPREAD), SPREAD, workers=1, **ASKED))
+    rows = here.results[0]
+    assert rows.opponents[0].attacks != rows.attacks
+
+
+@pytest.mark.usefixtures("ray_session", "unhurried")
+@pytest.mark.parametrize("count", [2, None])
+def test_ray_workers_play_to_the_same_numbers(here: Evaluation, count: int | None) -> None:
+    """Rows do not know of each other, so it does not matter who plays them, or who finds the worst agent."""
+    import ray
+
+    told: list[int] = []
     while ray.available_resources().get("CPU", 0) < 2:
         time.sleep(0.1)  # somebody else's actors are on their way out
     with patch.object(workers, "_serve", side_effect=workers._serve) as helped:
         there = evaluate(
-            victim,
-            SPREAD,
-            suite=chosen,
-            workers=count,
-            on_progress=lambda p: told.append(p.done),
-            **against,
+            team(SPREAD), SPREAD, workers=count, on_progress=lambda p: told.append(p.done), **ASKED
         )
     helped.assert_called()
     assert there == here
-    rows = here.results[0]
-    assert rows.opponents[0].attacks != rows.attacks
     each = 7 * 6 + (2 * 6 + 1) * 4
     assert told[-1] == 2 * 2 * each, "two sides: six attacks on two agents each, and the calibration"

@@ -211,6 +211,7 @@ def test_train_exports_the_actor_alone(tmp_path: Path) -> None:
     layers = victim.modules["agent"].modules()
     first = next(layer for layer in layers if isinstance(layer, torch.nn.Linear))
     assert first.in_features == OWN
+    assert not victim.critics
     assert moments.mean.shape == (OWN + WHOLE,)
     kept = victim.filters["agent_0"]
     assert kept is not None

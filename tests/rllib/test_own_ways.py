@@ -80,15 +80,15 @@ def flatten(env: Any, spaces: Any, device: Any) -> Any:
     return FlattenObservations(multi_agent=True)
 
 
-@pytest.mark.parametrize("runner", ["RLlib's", "fast"])
 @pytest.mark.parametrize(
-    "way",
+    ("runner", "way"),
     [
-        {"agents": "tuples", "masks": True},
-        {"agents": "enums", "masks": True, "acts": "multi", "start": 2},
-        {"agents": "integers", "dtype": "float16", "start": 3, "form": "list"},
+        ("fast", {"agents": "tuples", "masks": True}),
+        ("RLlib's", {"agents": "enums", "masks": True, "acts": "multi", "start": 2}),
+        ("fast", {"agents": "enums", "masks": True, "acts": "multi", "start": 2}),
+        ("RLlib's", {"agents": "integers", "dtype": "float16", "start": 3, "form": "list"}),
     ],
-    ids=lambda way: way["agents"],
+    ids=str,
 )
 def test_training_in_own_ways(ray_session: None, runner: str, way: dict[str, Any], tmp_path: Path) -> None:
     ids = AGENTS[way["agents"]]

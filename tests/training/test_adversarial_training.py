@@ -69,20 +69,22 @@ def test_a_share_of_nothing_is_plain_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("more", [{}, {"model": {"lstm": 8}}, {"observation_filter": "mean_std"}])
+@pytest.mark.parametrize("more", [{}, {"model": {"lstm": 8}, "observation_filter": "mean_std"}])
 def test_aajr_along_the_path_of_play_asks_the_rollouts_to_keep_it(more: Any, tmp_path: Path) -> None:
     every = {"interval": 1, "sample_fraction": 1.0, "ramp": None}
     method = {"name": "aajr", "directions": "rollout", "objective": "margin", **every}
     config = tiny(method=method, rollouts={"epsilon": 0.1, "ramp": [0.4, 0.6]}, env_steps=300, **more)
     assert config.attack is not None
     assert config.attack.path == "one"
-    lines = [line["modules"]["agent"] for line in numbers(train(config, tmp_path / "run"))]
+    record = numbers(train(config, tmp_path / "run"))
+    assert record[-1]["attack"]["objective_gain"] > 0
+    lines = [line["modules"]["agent"] for line in record]
     assert [line["aajr/penalty"] > 0 for line in lines] == [False, False, True]
     assert lines[-1]["aajr/direction_cosine"] > 0.5
 
 
 @pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("algorithm", ["ppo", "impala", "appo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "appo"])
 def test_rllib_s_own_runners_play_under_the_same_attack(algorithm: str, tmp_path: Path) -> None:
     config = tiny(
         algorithm=algorithm,
@@ -109,14 +111,6 @@ def test_rllib_s_own_runners_play_under_the_same_attack(algorithm: str, tmp_path
         stopped = tmp_path / "stopped"
         train(config, stopped, on_iteration=seen.append, should_stop=lambda: seen[-1]["iteration"] == 3)
         assert_same_run(run, train(config, stopped, resume=True))
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_policies_with_a_memory_train_under_attack(tmp_path: Path) -> None:
-    run = train(
-        tiny(rollouts={"epsilon": 0.2, "ramp": None}, model={"lstm": 8}, env_steps=200), tmp_path / "r"
-    )
-    assert numbers(run)[-1]["attack"]["objective_gain"] > 0
 
 
 @pytest.mark.parametrize(

@@ -157,13 +157,3 @@ def test_the_critic_of_ones_own_observation_goes_along(env: str, tmp_path: Path)
             torch.testing.assert_close(critic(obs.flatten(1)), expected)
     finally:
         algorithm.stop()
-
-
-def test_a_centralised_critic_stays_behind(tmp_path: Path) -> None:
-    config = tiny(env=SPREAD, model={"critic": "joint"})
-    algorithm = build_config(config).build_algo()
-    try:
-        victim = export_victim(algorithm, config, policy_mapping_of(config), tmp_path / "victim")
-    finally:
-        algorithm.stop()
-    assert not victim.critics
