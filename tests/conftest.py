@@ -159,6 +159,13 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty figures, for tests of what a report says: drawing takes most of the time of a page."""
+    empty = '<svg viewBox="0 0 1 1"></svg>'
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write(empty))
+
+
 def start_ray() -> None:
     """What the fixture starts; again after a test that had to stop it."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"

@@ -59,6 +59,7 @@ def test_the_terminal_says_what_the_page_says(
     assert f"<li>noise and pgd at ε = 0.2: not evaluated on {runs[1]}</li>" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_median_run_is_said_in_the_terminal_and_in_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -75,6 +76,7 @@ def test_the_median_run_is_said_in_the_terminal_and_in_json(
     assert method["clean"]["return"] == pytest.approx(-124 / 3)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_json_tells_methods_apart_by_the_interval_of_their_difference(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -92,6 +94,7 @@ def test_json_tells_methods_apart_by_the_interval_of_their_difference(
     assert [worst["epsilon"] for worst in difference["worst"]] == [0.1, 0.2]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_who_learned_nothing_is_said_before_the_verdict(
     tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,6 +120,7 @@ def test_a_run_without_evaluation_names_the_command_to_run(
     assert not (tmp_path / "none.html").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_failed_checks_are_said_before_the_verdict(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +144,7 @@ def test_each_environment_has_a_table_and_a_section(
     assert "Who survives on 2 environments" in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_references_make_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = write_method(tmp_path, "none", clean=[-40.0, -41.0, -42.0])
     code, _, _ = ended(
@@ -167,6 +172,7 @@ def test_bad_references_are_refused_before_anything_is_written(
     assert not (tmp_path / "r.html").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_film_is_shown_where_it_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spec = resolve("marl_aajr.envs.simple_spread_v3", {"max_cycles": 2})
     env: dict[str, Any] = {"name": spec.name, "kwargs": dict(spec.kwargs)}
@@ -178,6 +184,7 @@ def test_a_film_is_shown_where_it_is_asked_for(tmp_path: Path, capsys: pytest.Ca
     assert '<img src="data:image/gif;base64,R0lGOD' in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_film_that_cannot_be_shot_is_said_to_be_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

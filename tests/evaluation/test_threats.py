@@ -197,8 +197,8 @@ class TestRefusals:
         assert [row.label.partition(" (")[0] for row in result.results[0].threats] == [
             "swap",
             "swap",
-            "mass = 2",
             "replace, alpha 0.5",
+            "mass = 2",
         ]
         assert told[-1].done == told[-1].total
 

@@ -63,6 +63,7 @@ def test_unequal_tuning_missing_and_disturbed_runs_are_warned_of() -> None:
     assert list(cautions_of_study(Notes())) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_all_of_it_is_on_the_page(tmp_path: Path) -> None:
     paths = write_method(tmp_path, "none", clean=[-40.0])
     text = write_report(paths, tmp_path / "r.html", notes=NOTES).read_text()

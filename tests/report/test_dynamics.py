@@ -87,6 +87,7 @@ def test_other_episodes_are_not_shown_beside_these(tmp_path: Path, change: dict[
     assert dynamics(compare([path])) == ()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_nothing_varied_nothing_shown(tmp_path: Path) -> None:
     comparison, paths = compared(tmp_path, none=[{}])
     assert dynamics(comparison) == ()

@@ -46,6 +46,7 @@ def test_each_side_that_was_attacked_is_compared_by_itself(tmp_path: Path) -> No
     assert (good.task.team, good.rows[0].clean.mean) == ("good", -5.0)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_sides_of_the_same_runs_show_their_training_once_and_failures_come_first(tmp_path: Path) -> None:
     notes = Notes(failures=[Incident(run="other", what="NaN")])
     text = write_report([both_sides(tmp_path)], tmp_path / "r.html", notes=notes).read_text()
@@ -66,6 +67,7 @@ def test_a_run_alone_in_another_environment_adds_no_section(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_has_a_section_per_environment_and_one_over_all(tmp_path: Path) -> None:
     text = write_report(grid(tmp_path), tmp_path / "r.html").read_text()
     page = Page(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from marl_aajr.report import write_report
 from marl_aajr.report.cautions import cautions
 from marl_aajr.report.learning_curves import adversary_returns
@@ -86,6 +88,7 @@ def test_friends_and_foes_of_both_kinds_of_games_are_in_one_order(tmp_path: Path
     assert (cell.main, cell.note) == ("3.0", "lost 47.0")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_best_response_that_is_undertrained_is_seen_as_such(tmp_path: Path) -> None:
     """It still rises against plain PPO, another opponent does more to ernie, and aajr has met its match."""
 

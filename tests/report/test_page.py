@@ -115,6 +115,7 @@ def test_table_shows_returns_intervals_and_price(text: str) -> None:
     assert "over that run's episodes" not in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_single_runs_say_so(tmp_path: Path) -> None:
     paths = write_method(tmp_path, "none", clean=[-40.0]) + write_method(tmp_path, "aajr", clean=[-41.0])
     text = build(tmp_path, paths)
@@ -129,6 +130,7 @@ def test_only_differences_are_in_the_table_of_who_was_compared(text: str) -> Non
     assert re.findall(r"<code>(.*?)</code>", compared) == ["method.name", "method.coefficient"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_method_alone_gives_a_page(tmp_path: Path) -> None:
     text = build(tmp_path, write_method(tmp_path, "none", clean=[-40.0]))
 
@@ -162,6 +164,7 @@ def test_names_from_users_cannot_become_markup(tmp_path: Path) -> None:
     assert not any("onerror" in attributes for _, attributes in page.elements)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_several_modules_and_two_teams_have_panels_of_their_own(tmp_path: Path) -> None:
     paths = write_method(
         tmp_path, "aajr", clean=[-40.0], modules=("adversary", "agent"), teams=("adversary", "good")
@@ -187,6 +190,7 @@ def test_commands_stand_in_the_page(text: str) -> None:
     assert "marl-aajr compare again/none-0 again/none-1" in shown
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_command_of_a_study_stands_for_all(tmp_path: Path) -> None:
     text = write_report(
         write_method(tmp_path, "none", clean=[-40.0]), tmp_path / "r.html", notes=Notes(command="again --all")
@@ -197,6 +201,7 @@ def test_a_command_of_a_study_stands_for_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_the_file_is_replaced_whole_or_left_alone(tmp_path: Path) -> None:
     paths = usual(tmp_path)
     out = tmp_path / "new" / "folder" / "report.html"
@@ -222,6 +227,7 @@ def test_a_folder_is_no_place_for_the_page(tmp_path: Path) -> None:
         write_report(paths, tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_policy_from_elsewhere_stands_beside_our_runs(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from marl_aajr.certificates import Certificate, CertifiedSize
 from marl_aajr.evaluation import AttackSpec
 from marl_aajr.evaluation.result import PlayedEnvironment
@@ -88,6 +90,7 @@ def test_the_curve_is_in_words_as_well(tmp_path: Path) -> None:
     assert panel.alt.endswith(f"{comparison.rows[0].method.label} 75% to 75% at 0.01, 25% to 50% at 0.05.")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_certificates_of_another_task_are_not_shown(tmp_path: Path) -> None:
     elsewhere = certificate((0.01, 0.0), env=PlayedEnvironment(name="simple_tag_v3"), decisions=80)
     few, many = certificate((0.01, 0.0)), certificate((0.01, 0.25), decisions=8)

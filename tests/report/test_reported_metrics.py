@@ -56,6 +56,7 @@ def test_the_page_has_a_table_and_a_panel(comparison: Comparison, tmp_path: Path
     assert "success against ε under each run" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_some_row_lacks_is_not_shown(tmp_path: Path) -> None:
     """A method whose episodes report nothing, or an attack under which one episode did not."""
     partly = reporting(0.9, 0.8, 0.4, 0.3, 0.2)
