@@ -1,10 +1,10 @@
-"""A causal language model as an RLModule: an actor that reads words, and a value head on what it has read."""
+"""A causal language model as an RLModule: an actor that reads words, and a critic."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 import torch
@@ -18,19 +18,23 @@ from marl_aajr.core.checks import maximum
 from marl_aajr.core.token_network import check_radius
 from marl_aajr.core.words import Words
 from marl_aajr.language import LanguageNetwork
+from marl_aajr.language.critic import WordCritic
 from marl_aajr.language.models import check_length
 from marl_aajr.regularizers.adversarial import Perturbing
 from marl_aajr.regularizers.regularizer import Regularizer
 
-NETWORK, FOLDER = "language_network", "folder"
-"""Keys of `model_config`: the arguments of a `LanguageNetwork`, and the folder of its first weights, if any.
+NETWORK, FOLDER, CRITIC = "language_network", "folder", "language_critic"
+"""Keys of `model_config`: the arguments of a `LanguageNetwork`, the folder of its first weights, if any, and the
+kind of critic (none: `shared`).
 
 RLlib puts settings of its own beside them.
 """
 
 
 class LanguageModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
-    """Actor and critic share the model's body; the critic is one layer on what it makes of the last word.
+    """The model is the actor; the critic has weights of its own (`own`), or shares the model's (`shared`).
+
+    A shared critic is one layer on what the model makes of the last word.
 
     Configuration (`model_config`): as `language_model_config` gives it.
 
@@ -47,13 +51,20 @@ class LanguageModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         if folder is not None and Path(folder).is_dir():  # elsewhere the weights come from a checkpoint
             self.actor.read_weights(folder)
         if not self.inference_only:
-            self.value = nn.Linear(self.actor.hidden_size, 1)
+            self.value: nn.Module = nn.Linear(self.actor.hidden_size, 1)
+            if self._own_critic:
+                assert self.observation_space is not None and self.observation_space.shape is not None
+                self.value = WordCritic(len(self.actor.vocabulary), *self.observation_space.shape)
         self.action_dist_cls = TorchCategorical
 
     @property
     def token_network(self) -> LanguageNetwork:
         """The network that a policy of its embeddings asks."""
         return self.actor
+
+    @property
+    def _own_critic(self) -> bool:
+        return self.model_config.get(CRITIC) == "own"
 
     def get_non_inference_attributes(self) -> list[str]:
         return ["value"]
@@ -63,8 +74,12 @@ class LanguageModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         return {Columns.ACTION_DIST_INPUTS: self.actor.logits(hidden), Columns.EMBEDDINGS: hidden}
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> Tensor:
-        hidden = self._read(batch[Columns.OBS]) if embeddings is None else embeddings
-        values: Tensor = self.value(hidden).squeeze(-1)
+        values: Tensor
+        if self._own_critic:
+            values = self.value(batch[Columns.OBS].long())
+        else:
+            hidden = self._read(batch[Columns.OBS]) if embeddings is None else embeddings
+            values = self.value(hidden).squeeze(-1)
         return values
 
     def _read(self, obs: Tensor) -> Tensor:
@@ -90,6 +105,7 @@ def language_model_config(
     *,
     folder: str | None = None,
     head: bool = False,
+    critic: Literal["own", "shared"] = "own",
     **sizes: Any,
 ) -> dict[str, Any]:
     """The configuration of a `LanguageModule`: all that it is made of but its weights, as values of JSON.
@@ -100,6 +116,7 @@ def language_model_config(
         action_space: Discrete.
         folder: of a model whose weights it begins with; None: random ones.
         head: whether a head answers, although the environment has words for the actions.
+        critic: whether it has weights of its own.
         sizes: of a new model, see `marl_aajr.language.model_config`.
 
     Raises:
@@ -121,4 +138,5 @@ def language_model_config(
         else:
             network = LanguageNetwork.from_folder(folder, words, outputs=outputs, head=head)
     check_length(network.body, length)
-    return {NETWORK: network.arguments, FOLDER: None if folder is None else str(Path(folder).resolve())}
+    path = None if folder is None else str(Path(folder).resolve())
+    return {NETWORK: network.arguments, FOLDER: path, CRITIC: critic}

@@ -18,6 +18,8 @@ class LanguageConfig(Section):
         folder: folder of a model and its tokenizer (`save_pretrained`), whose weights are trained on; the
             settings above say nothing then. Nothing is downloaded. None: a new model.
         head: a layer for the actions, instead of the logits of the words that stand for them.
+        critic: `own`: a small network on embeddings of its own; `shared`: one layer on what the model makes
+            of the last word, whose errors then move the model unless `ppo.vf_loss_coeff` is small.
     """
 
     architecture: Literal["gpt2", "llama", "mistral", "qwen2", "qwen3"] = "gpt2"
@@ -26,3 +28,4 @@ class LanguageConfig(Section):
     heads: Count = 2
     folder: str | None = None
     head: bool = False
+    critic: Literal["own", "shared"] = "own"

@@ -196,7 +196,7 @@ def _language_spec(
             raise ValueError(f"expected {name} {right} with model.language, got {value}; change one of them")
     settings = model.language.model_dump()
     if settings["folder"] is not None:  # it has its own sizes
-        settings = {name: settings[name] for name in ("folder", "head")}
+        settings = {name: settings[name] for name in ("folder", "head", "critic")}
     config = language_model_config(words, observation_space, action_space, **settings)
     spaces = {"observation_space": observation_space, "action_space": action_space}
     return RLModuleSpec(module_class=LanguageModule, model_config=config, **spaces)

@@ -247,3 +247,13 @@ class TestRefusals:
         monkeypatch.setattr("marl_aajr.language.models.find_spec", lambda _: None)
         with pytest.raises(ValueError, match=r"pip install 'marl_aajr\[language\]'"):
             transformers()
+
+
+def test_new_gpt2_models_compute_its_own_activation() -> None:
+    """By one kernel: the same function, with all derivatives."""
+    network = language_network("gpt2")
+    assert network.config["activation_function"] == "gelu_pytorch_tanh"
+    config = {**network.config, "activation_function": "gelu_new"}
+    theirs = LanguageNetwork(**{**network.arguments, "config": config}).double()
+    theirs.load_state_dict(network.state_dict())
+    torch.testing.assert_close(network(TOKENS), theirs(TOKENS))
