@@ -51,8 +51,8 @@ def model_config(
     *,
     vocab_size: int,
     hidden_size: int = 32,
-    layers: int = 2,
-    heads: int = 2,
+    layers: int = 1,
+    heads: int = 4,
     context: int = 32,
 ) -> dict[str, Any]:
     """The configuration of a new model without dropout, as JSON values.

@@ -24,8 +24,8 @@ from marl_aajr.regularizers.adversarial import Perturbing
 from marl_aajr.regularizers.regularizer import Regularizer
 
 NETWORK, FOLDER, CRITIC = "language_network", "folder", "language_critic"
-"""Keys of `model_config`: the arguments of a `LanguageNetwork`, the folder of its first weights, if any, and the
-kind of critic (none: `shared`).
+"""Keys of `model_config`: the arguments of a `LanguageNetwork`, the folder of its first weights, if any, and
+the kind of critic (without it: `shared`).
 
 RLlib puts settings of its own beside them.
 """
@@ -53,8 +53,8 @@ class LanguageModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         if not self.inference_only:
             self.value: nn.Module = nn.Linear(self.actor.hidden_size, 1)
             if self._own_critic:
-                assert self.observation_space is not None and self.observation_space.shape is not None
-                self.value = WordCritic(len(self.actor.vocabulary), *self.observation_space.shape)
+                space: Any = self.observation_space
+                self.value = WordCritic(len(self.actor.vocabulary), *space.shape)
         self.action_dist_cls = TorchCategorical
 
     @property

@@ -10,6 +10,9 @@ from marl_aajr.training.fields import Count, Section
 class LanguageConfig(Section):
     """A causal language model that reads the observations, where these are words (extra `[language]`).
 
+    With its defaults, and `ppo: {lr: 3e-3, gamma: 0.9, gae_lambda: 0.5, epochs: 4}`, it learns `bargain_v0`
+    in minutes: experiments/language.
+
     Attributes:
         architecture: kind of the model, made anew with random weights.
         hidden_size: width of embeddings and layers.
@@ -24,8 +27,8 @@ class LanguageConfig(Section):
 
     architecture: Literal["gpt2", "llama", "mistral", "qwen2", "qwen3"] = "gpt2"
     hidden_size: Count = 32
-    layers: Count = 2
-    heads: Count = 2
+    layers: Count = 1
+    heads: Count = 4
     folder: str | None = None
     head: bool = False
     critic: Literal["own", "shared"] = "own"

@@ -235,7 +235,7 @@ class TestRefusals:
         ("settings", "match"),
         [
             ({"architecture": "bert"}, "architecture"),
-            ({"hidden_size": 9}, "multiple of heads, got 9 for 2 heads"),
+            ({"hidden_size": 9, "heads": 2}, "multiple of heads, got 9 for 2 heads"),
             ({"layers": 0}, "layers"),
         ],
     )

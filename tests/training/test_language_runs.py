@@ -124,7 +124,7 @@ def test_weights_of_a_folder_are_trained_on(tmp_path: Path) -> None:
     [
         ({"env": {"name": "simple_spread_v3"}}, "observations are words for model.language, got Box"),
         ({"model": {"language": {"folder": "gpt2"}}}, "folder of a model with a config.json, got 'gpt2'"),
-        ({"model": {"language": {"hidden_size": 9}}}, "multiple of heads, got 9 for 2 heads"),
+        ({"model": {"language": {"hidden_size": 9, "heads": 2}}}, "multiple of heads, got 9 for 2 heads"),
         ({"model": {"language": {}, "lstm": 8}}, "expected model.lstm None with model.language, got 8"),
         ({"method": {**AAJR, "objective": "value"}}, "critic"),
         ({"observation_filter": "mean_std"}, "floating-point observations for observation_filter"),
