@@ -74,7 +74,7 @@ def model_config(
         whole(name, value)
     if hidden_size % heads:
         raise ValueError(f"expected hidden_size as a multiple of heads, got {hidden_size} for {heads} heads")
-    own = {ARCHITECTURES[architecture][name]: value for name, value in sizes.items()}
+    own: dict[str, Any] = {ARCHITECTURES[architecture][name]: value for name, value in sizes.items()}
     if architecture == "gpt2":  # the same function as its gelu_new, in one kernel instead of eight
         own["activation_function"] = "gelu_pytorch_tanh"
     else:
