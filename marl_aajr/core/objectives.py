@@ -57,8 +57,8 @@ class Clean:
         return replace(self, values=critic_of(self.values, index), **selected(self, index))
 
 
-Need = Literal["advantages", "critic", "policy_loss"]
-"""A quantity that a learner may offer beside observations and distribution inputs."""
+Need = Literal["advantages", "critic", "epochs", "policy_loss"]
+"""What a learner may offer beside observations and outputs; `epochs`: the policy as each of them began."""
 
 EVERYTHING: frozenset[Need] = frozenset(get_args(Need))
 

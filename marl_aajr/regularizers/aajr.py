@@ -17,12 +17,13 @@ The constraint is E‖J u‖² ≤ γ², and its dual variable λ starts at `coe
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from marl_aajr.core.ascent import Trajectory
 from marl_aajr.core.checks import Schedule, maximum, one_of, positive, value_at
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import safe_sqrt
@@ -37,7 +38,7 @@ from marl_aajr.regularizers.sample import Context, LossTerm, Sample, State
 Form = Literal["squared", "hinge", "constraint"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
-Directions = Literal["fresh", "rollout"]
+Directions = Literal["fresh", "rollout", "epoch"]
 
 DUAL = "dual"
 """Key of λ in the state and of its metric."""
@@ -61,8 +62,9 @@ class AAJR(JacobianPenalty):
         secant: whether the chord ‖f(s+δ_{t+1}) − f(s+δ_t)‖² / ‖δ_{t+1} − δ_t‖² replaces ‖J u‖². A different,
             cheaper penalty, without derivatives of the network.
         directions: path along which is penalised: `"fresh"`, of an ascent at each regularised minibatch (one
-            an epoch by default), or that of the `"rollout"`, which was played under attack: the learner then
-            runs no ascent.
+            an epoch by default), that of the `"rollout"`, which was played under attack: the learner then
+            runs no ascent; or `"epoch"`, of an ascent on the policy as it was when the epoch began. An epoch
+            comes to each row once, so that this saves no ascent: it tells what staleness does.
         measured: whether gains are reported while λ = κ = 0, too: with `coefficient: 0`, those of plain PPO,
             which trains as ever, bit for bit.
         output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"`, `"fisher"` or
@@ -192,6 +194,8 @@ class AAJR(JacobianPenalty):
 
     def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
         super().check(distribution, offers=offers)
+        if self.directions == "epoch":
+            require({"epochs"}, offers, "directions='epoch'")
         if maximum(self.adversarial_weight) > 0:
             require({"policy_loss"}, offers, "adversarial_weight > 0")
 
@@ -240,7 +244,22 @@ class AAJR(JacobianPenalty):
             metrics |= adversarial.metrics
         context.check_finite("the directional gain ‖J u‖", squared)
         context.check_finite("the adversarial policy loss", loss)
+        if self.directions == "epoch" and context.measure:
+            metrics |= staleness(sample, self.adversary, trajectory.deltas[0], trajectory.directions[0])
         return LossTerm(loss, metrics | trajectory_metrics(sample, trajectory, loss, context))
+
+    def attack(self, sample: Sample, context: Context) -> Trajectory:
+        if self.directions != "epoch":
+            return super().attack(sample, context)
+        if (earlier := sample.earlier) is None:
+            raise ValueError(
+                "expected a learner that tells epochs apart for directions='epoch', got a sample without one "
+                "(Sample.earlier); set directions='fresh'"
+            )
+        policy, obs = earlier.policy, earlier.obs
+        with policy.fixed():
+            known = replace(sample, policy=policy, obs=obs, outputs=policy.once(obs), values=earlier.values)
+            return super().attack(known, context)
 
     def _along_kept_path(self, sample: Sample, context: Context, weight: float) -> LossTerm:
         """The penalty at the points of the rollout's path; 0 where nobody was attacked."""

@@ -85,6 +85,26 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """The policy of a minibatch as it was some steps ago.
+
+    Attributes:
+        policy: the policy, with its fixed columns.
+        obs: its clean observations, `[B, ..., d]`.
+        values: its critic; as in `Sample`.
+    """
+
+    policy: Policy
+    obs: Tensor
+    values: Critic | None = None
+
+    def select(self, index: Tensor) -> Earlier:
+        """The rows `index` only."""
+        values = critic_of(self.values, index)
+        return Earlier(self.policy.select(index), self.obs.index_select(0, index), values)
+
+
+@dataclass(frozen=True)
 class Sample:
     """One minibatch as a regularizer sees it.
 
@@ -101,6 +121,7 @@ class Sample:
             anything but the agent's own observation. With a `select(index)` if it is bound to its rows.
         shard: which part of a minibatch these rows are, where several learners share it; None: all of it.
         path: δ_t and u_t at points of an adversary's path, `[B, ..., 2, points, d]`; None: none are kept.
+        earlier: the policy when the present epoch began; None: nobody asks, or nobody knows.
     """
 
     policy: Policy
@@ -114,6 +135,7 @@ class Sample:
     values: Critic | None = None
     shard: Shard | None = None
     path: Tensor | None = None
+    earlier: Earlier | None = None
 
     @property
     def clean(self) -> Clean:
@@ -151,7 +173,9 @@ class Sample:
         here = index.to(self.obs.device, non_blocking=True)
         policy, values = self.policy.select(here), critic_of(self.values, here)
         shard = None if self.shard is None else self.shard.select(index)
-        return replace(self, policy=policy, values=values, shard=shard, **selected(self, here))
+        earlier = None if self.earlier is None else self.earlier.select(here)
+        columns = selected(self, here)
+        return replace(self, policy=policy, values=values, shard=shard, earlier=earlier, **columns)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean of `values [..., B, ...]` over all leading copies and the rows that count.

@@ -32,6 +32,7 @@ from marl_aajr.regularizers.sample import Sample, ppo_policy_loss
 from marl_aajr.rllib.plugin.module_policy import FixedColumns, RLModulePolicy
 from marl_aajr.rllib.plugin.observation_layout import FlatLayout, Leaves, chosen_parts
 from marl_aajr.rllib.plugin.regularized_module import Regularized
+from marl_aajr.rollout.attack.beside_regularizers import check_beside
 
 STATE_KEY = "marl_aajr"
 _ADAPTED = ("entropy_coeff", "cur_lr")
@@ -69,6 +70,7 @@ def robustify_policy(policy: type[PPOTorchPolicy], regularizer: Regularizer) -> 
         )
     if not isinstance(regularizer, Regularizer):
         raise ValueError(f"expected a regularizer, got {regularizer!r}")
+    check_beside(regularizer, None)
     if regularizer.constrains:
         raise ValueError(
             f"expected a regularizer that works through the loss, got {regularizer!r}, which changes the "
@@ -110,7 +112,7 @@ class RobustPolicyMixin(PPOTorchPolicy):
             str(self.config.get("__policy_id")),
             self.regularizer,
             distribution,
-            offers=set(EVERYTHING),
+            offers=set(EVERYTHING - {"epochs"}),
             backends=BACKENDS,
         )
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from marl_aajr.core.checks import grouped
 from marl_aajr.rollout.attack.attacked_play import AttackedPlay
+from marl_aajr.rollout.attack.worst_agents import Attempt
 from marl_aajr.rollout.batched_env import BatchedEnv, BatchedStep
 from marl_aajr.rollout.checked_batch import CheckedBatch
 from marl_aajr.rollout.fragments import EpisodeLog, Episodes, Fragment, ModuleFragment
@@ -138,10 +139,7 @@ class Collector:
             reported.append(step.metrics)
             self._begin_episodes(step.episode_over)
             self._look(step.obs)
-        parts = {
-            module: column.finish(self._seen(module), partial(self._last_seen, module, lead=lead))
-            for module, column in columns.items()
-        }
+        parts = self._finish(columns, lead=lead)
         self.attack_metrics = {} if self.attack is None else self.attack.metrics(parts)
         rewards = torch.cat([part.rewards[lead:] for part in parts.values()], 1)
         played = over[lead:]
@@ -155,8 +153,9 @@ class Collector:
 
     def _step(self, columns: Mapping[str, RolloutBuffer], t: int) -> BatchedStep:
         actions: dict[str, Tensor] = {}
+        heads = self._seen(t)
         for module, agents in self.groups.items():
-            head = self._seen(module, t)
+            head = heads[module]
             decision = self._decide(module, head)
             columns[module].write(t, head, decision)
             shape = (*head.acts.shape, *decision.env_actions.shape[1:])
@@ -179,18 +178,33 @@ class Collector:
             self.attack.begin_episodes(over)
         self.policies.begin_episodes(over)
 
-    def _seen(self, module: str, row: int | None = None) -> StepInputs:
-        """What the agents of a module see now, kept in this row; None: it is what follows the last one."""
-        head = self._heads[module]
-        if self.attack is None or not self.attack.attacks(module):
-            return head
-        return self.attack.seen(module, self._given[module], head.obs, row=row)
-
-    def _last_seen(self, module: str, given: Tensor, at: Tensor, *, lead: int) -> Tensor:
-        clean = self.policies.filter_obs(module, given, None)
+    def _seen(self, row: int) -> dict[str, StepInputs]:
+        """What the agents of each module see now, kept in this row."""
         if self.attack is None:
-            return clean
-        return self.attack.last_seen(module, given, clean, at, lead)
+            return self._heads
+        clean = {module: head.obs for module, head in self._heads.items()}
+        return self._heads | self.attack.seen(self._given, clean, row=row)
+
+    def _finish(self, columns: Mapping[str, RolloutBuffer], *, lead: int) -> dict[str, ModuleFragment]:
+        """The columns, with what the agents of each module see after the last row and at ends of episodes."""
+        heads, last = dict(self._heads), dict[tuple[str, int], Tensor]()
+        tried, tried_last = dict[str, Attempt[StepInputs]](), dict[tuple[str, int], Attempt[Tensor]]()
+        for module, column in columns.items():
+            if self.attack is not None and self.attack.attacks(module):
+                head = self._heads[module].obs
+                tried[module] = self.attack.attempt(module, self._given[module], head, row=None)
+            for i, (given, at) in enumerate(column.last()):
+                last[module, i] = clean = self.policies.filter_obs(module, given, None)
+                if self.attack is not None:
+                    attempt = self.attack.last_attempt(module, given, clean, at, lead=lead)
+                    tried_last[module, i] = attempt
+        if self.attack is not None:
+            heads |= self.attack.settled(tried)
+            last |= self.attack.settled(tried_last)
+        return {
+            module: column.finish(heads[module], [obs for (m, _), obs in last.items() if m == module])
+            for module, column in columns.items()
+        }
 
     def _look(self, obs: Mapping[str, Tensor]) -> None:
         """Keeps the observations of all agents, filtered, and who must act on them."""

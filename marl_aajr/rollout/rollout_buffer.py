@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -156,30 +156,34 @@ class RolloutBuffer:
         # Asking now whether somebody has ended would make a device wait at every step.
         self._finals[t] = step.final_obs
 
-    def finish(self, head: StepInputs, seen: Callable[[Tensor, Tensor], Tensor]) -> ModuleFragment:
+    def last(self) -> list[tuple[Tensor, Tensor]]:
+        """Of each step in which episodes ended the last observations `[K, ...]` and (t, g, e) `[K, 3]`."""
+        ended = (self._columns["terminated"] | self._columns["truncated"]).nonzero()
+        self._final_at = ended
+        # Asked of a device once, whatever the number of steps.
+        ends, counts = ended[:, 0].unique_consecutive(return_counts=True)
+        return [
+            (stacked(self._finals[t], self._agents)[at[:, 1], at[:, 2]], at)
+            for t, at in zip(ends.tolist(), ended.split(counts.tolist()), strict=True)
+        ]
+
+    def finish(self, head: StepInputs, last: Sequence[Tensor]) -> ModuleFragment:
         """The fragment.
 
         Args:
             head: The observations after its last step.
-            seen: Last observations `[K, ...]` of episodes that ended in one step, at `(t, g, e)` `[K, 3]`, as
-                the module sees them.
+            last: The observations of `last`, as the module sees them.
         """
         self._see(self._steps, head)
         columns = self._columns
-        final_at = (columns["terminated"] | columns["truncated"]).nonzero()
-        last = [columns["obs"].new_empty((0, *columns["obs"].shape[3:]))]
-        # Asked of a device once, whatever the number of steps.
-        ends, counts = final_at[:, 0].unique_consecutive(return_counts=True)
-        for t, at in zip(ends.tolist(), final_at.split(counts.tolist()), strict=True):
-            last.append(seen(stacked(self._finals[t], self._agents)[at[:, 1], at[:, 2]], at))
         return ModuleFragment(
             agents=self._agents,
             mask=columns.get("mask"),
             clean_obs=columns.get("clean_obs"),
             path=columns.get("path"),
             acts=None if self._all_act else columns["acts"],
-            final_at=final_at,
-            final_obs=torch.cat(last),
+            final_at=self._final_at,
+            final_obs=torch.cat([columns["obs"].new_empty((0, *columns["obs"].shape[3:])), *last]),
             states=map_tree(lambda *leaves: torch.stack(leaves), *self._states) if self._states else None,
             **{name: columns[name] for name in ("obs", *_OUTCOME, *_PER_STEP)},
         )

@@ -13,10 +13,11 @@ from marl_aajr.core.ascent import ascend
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.core.distributions import ActionDistribution, Categorical, DiagGaussian
 from marl_aajr.core.jacobian import BACKENDS, Backend, jvp
-from marl_aajr.core.objectives import KL, Clean
+from marl_aajr.core.objectives import KL, Clean, Margin
 from marl_aajr.core.output_maps import squared_gain
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.regularizers import AAJR, Sample
+from marl_aajr.regularizers.sample import Earlier
 from tests.networks import (
     DISTRIBUTIONS,
     generator,
@@ -267,3 +268,33 @@ def test_without_weight_it_measures_what_it_would_have_penalised() -> None:
     assert term.loss.item() == 0.0
     assert not term.loss.requires_grad
     assert term.metrics == penalised.metrics
+
+
+def test_directions_of_an_epoch_are_those_of_a_fresh_ascent_on_the_policy_that_began_it() -> None:
+    """δ_t and u_t are the earlier policy's, J is the present one's; of a choice of rows, too."""
+    policy, before = tanh_policy(Categorical(4)), tanh_policy(Categorical(4), seed=5)
+    sample = sample_of(policy)
+    sample = replace(sample, earlier=Earlier(before, sample.obs))
+    regularizer = replace(WHOLE, directions="epoch", objective="margin")
+    for part in (sample, sample.select(torch.tensor([4, 1, 5]))):
+        margin = Margin()
+        how: dict[str, Any] = {"steps": 3, "step_size": 0.15, "generator": generator()}
+        path = ascend(before, part.obs, margin, WHOLE.perturbations(0), **how)
+        points = (part.obs + path.deltas[:-1]).flatten(0, 1)
+        _, tangent = jvp(policy, points, path.directions.flatten(0, 1))
+        found = evaluate(regularizer, part)
+        torch.testing.assert_close(found.loss, tangent.square().sum(-1).mean())
+        fresh = ascend(policy, part.obs, margin, WHOLE.perturbations(0), **how).directions[0]
+        cosine = (fresh * path.directions[0]).sum(-1).mean()
+        torch.testing.assert_close(found.metrics["direction_cosine"], cosine)
+    itself = replace(sample, earlier=Earlier(policy, sample.obs))
+    same = evaluate(replace(WHOLE, objective="margin"), sample)
+    assert evaluate(regularizer, itself).loss.item() == same.loss.item()
+
+
+def test_who_does_not_tell_epochs_apart_is_told_so() -> None:
+    regularizer = replace(WHOLE, directions="epoch")
+    with pytest.raises(ValueError, match="expected a learner that tells epochs apart"):
+        evaluate(regularizer, sample_of(tanh_policy(Categorical(4))))
+    with pytest.raises(ValueError, match="expected a module and learner with epochs for directions='epoch'"):
+        regularizer.check(Categorical(4), offers={"critic"})

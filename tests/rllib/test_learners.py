@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -146,14 +147,14 @@ def test_two_learners_have_the_gradients_and_the_state_of_one(
         torch.testing.assert_close(learner, expected, rtol=0, atol=1e-5)
 
 
-def test_the_lean_learner_of_fast_runs_too(pair: Algorithm) -> None:
-    one = learner_of(example("aajr"), lean=True)
+@pytest.mark.parametrize("directions", ["fresh", "epoch"])
+def test_the_lean_learner_of_fast_runs_too(pair: Algorithm, directions: Any) -> None:
+    regularizer = replace(example("aajr"), directions=directions)  # type: ignore[type-var]
+    one = learner_of(regularizer, lean=True)
     batch = ppo_batch(one, mask=UNEVEN)
     expected = trained(one, batch)
     parts = halves(batch)
-    found = both(
-        pair, lambda i: trained(learner_of(example("aajr"), learners=2, index=i, lean=True), parts[i])
-    )
+    found = both(pair, lambda i: trained(learner_of(regularizer, learners=2, index=i, lean=True), parts[i]))
     for learner in found:
         torch.testing.assert_close(learner, expected, rtol=0, atol=1e-5)
 

@@ -182,6 +182,14 @@ class NotPPO(ImpalaTorchPolicy):
     [
         (lambda: robustify_policy(NotPPO, ACTIVE), "derived from RLlib's PPOTorchPolicy, got .*NotPPO"),
         (lambda: robustify_policy(PPOTorchPolicy, "aajr"), "expected a regularizer, got 'aajr'"),  # type: ignore[arg-type]
+        (
+            lambda: robustify_policy(PPOTorchPolicy, AAJR(directions="rollout", objective="margin")),
+            "expected rollouts under attack that keep the path",
+        ),
+        (
+            lambda: policy_of(AAJR(directions="epoch")),
+            "expected a module and learner with epochs for directions='epoch', got .*; choose another",
+        ),
         (lambda: policy_of(make_regularizer("spectral_normalization")), "works through the loss"),
         (lambda: policy_of(ACTIVE + make_regularizer("spectral_normalization")), "works through the loss"),
         (lambda: policy_of(ACTIVE, obs=gym.spaces.Discrete(5)), "with floating-point numbers to perturb"),

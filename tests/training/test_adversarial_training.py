@@ -16,6 +16,7 @@ from tests.training.runs import TINY, assert_same_run, numbers, tiny
 DRAWS: dict[str, Any] = {
     "objective": "kl",
     "share": 0.75,
+    "worst_agents": 1,
     "epsilon_draw": [0.5, 1.0],
     "attacked_steps": [3, 4],
     "gap_interval": 2,
@@ -46,7 +47,7 @@ def test_the_method_is_rollouts_under_attack_and_nothing_else(tmp_path: Path) ->
 def test_a_resumed_run_under_attack_goes_on_to_the_same_numbers(runners: int, tmp_path: Path) -> None:
     """With two env runners, too, a run is the same whenever it is trained."""
     config = tiny(
-        method={"name": "aajr", "coefficient": 0.01},
+        method={"name": "aajr", "coefficient": 0.01, "directions": "epoch"},
         rollouts=DRAWS,
         observation_filter="mean_std",
         resources={"env_runners": runners},

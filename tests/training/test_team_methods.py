@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from marl_aajr.rllib.plugin.attacked_episodes import rollouts_of
+from marl_aajr.rllib.plugin.robust_learner import rollouts_of
 from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.config import RunConfig, make_config
 from marl_aajr.training.policy_mapping import policy_mapping_of

@@ -203,6 +203,9 @@ class OpenTorchLearner(TorchLearner):
         its_turn = self.trained is None or module_id in self.trained
         return its_turn and bool(super().should_module_be_updated(module_id, multi_agent_batch))
 
+    def batch_is_made(self, batch: MultiAgentBatch) -> None:
+        """Called with the train batch of each update; not where minibatches come from Ray Data."""
+
     def before_step(self, batch: dict[str, Any]) -> None:
         """Called with each minibatch, before any module sees it."""
 
@@ -213,6 +216,11 @@ class OpenTorchLearner(TorchLearner):
     def saves(self, name: str, components: Any, not_components: Any) -> bool:
         """Whether a component of the state is among those asked for."""
         return bool(self._check_component(name, components, not_components))
+
+    def _make_batch_if_necessary(self, **kwargs: Any) -> Any:
+        batch = super()._make_batch_if_necessary(**kwargs)
+        self.batch_is_made(batch)
+        return batch
 
     def _update(self, batch: dict[str, Any], **kwargs: Any) -> tuple[Any, Any, Any]:
         self.before_step(batch)

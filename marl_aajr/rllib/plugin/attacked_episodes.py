@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.connectors.env_to_module import MeanStdFilter
@@ -27,12 +26,13 @@ from torch import Tensor
 
 from marl_aajr.core.channels import NO_CHANNELS, Channels, held_together, who_observes
 from marl_aajr.core.distributions import from_space
-from marl_aajr.core.environment_values import agent_name, own_key, split
+from marl_aajr.core.environment_values import agent_name
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.rllib.internals.algorithms import connectors_of, structures_of
 from marl_aajr.rllib.plugin.attacked_measures import AttackedMeasures
 from marl_aajr.rllib.plugin.clean_observations import Pieces, agent_of
-from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS, ROLLOUTS_KEY
+from marl_aajr.rllib.plugin.episode_rows import EpisodeRows
+from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS
 from marl_aajr.rllib.plugin.observation_layout import flat_layout
 from marl_aajr.rllib.sampling.acting_policy import (
     ActingModule,
@@ -48,6 +48,7 @@ from marl_aajr.rollout.attack.attackable import ActingRows
 from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
 from marl_aajr.rollout.attack.attacked_play import attacked_members
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.worst_agents import Attempt, objective_gain, settled
 
 _RUNNERS: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
 """The env runner of each environment: RLlib makes connectors by the environment alone."""
@@ -122,9 +123,13 @@ class AttackedEpisodes(ConnectorV2):
         self._measures.step(runner, copies.epsilon if explore else 0.0)
         if not explore or not copies.epsilon or not copies.reach:
             return batch
+        tried: dict[str, Attempt[None]] = {}
         for name, rows in self._attacked(runner, episodes, copies).items():
             module = rl_module[name] if isinstance(rl_module, MultiRLModule) else rl_module
-            self._perturb(runner, name, module.unwrapped(), rows)
+            tried[name] = self._attempt(runner, name, module.unwrapped(), rows)
+            if self._attack.worst_agents is None:
+                settled({name: tried.pop(name)}, None)
+        settled(tried, self._attack.worst_agents)
         return batch
 
     def _follow(self, runner: Any, episodes: list[Any]) -> AttackedCopies:
@@ -162,38 +167,46 @@ class AttackedEpisodes(ConnectorV2):
                     rows[one.module_id or DEFAULT_MODULE_ID].append((one, copy))
         return rows
 
-    def _perturb(self, runner: Any, name: str, module: TorchRLModule, rows: list[tuple[Any, int]]) -> None:
-        acting, attack = self._known(runner, name, module, [episode.agent_id for episode, _ in rows])
+    def _attempt(
+        self, runner: Any, name: str, module: TorchRLModule, episodes: list[tuple[Any, int]]
+    ) -> Attempt[None]:
+        """The ascents of a module's agents; nobody has seen anything of them yet."""
+        acting, attack = self._known(runner, name, module, [episode.agent_id for episode, _ in episodes])
         assert self._copies is not None
         pieces = (piece for piece in connectors_of(runner) if isinstance(piece, ObservationNormalizer))
-        known_as = rows[0][0].module_id
+        known_as = episodes[0][0].module_id
         moments = next((piece.total.get(known_as, Moments()) for piece in pieces), None)
         if moments is not None and not moments.spread:
-            return  # ε has no size yet in the units of the filter.
+            return Attempt(lambda _: None)  # ε has no size yet in the units of the filter.
         acting.weights_changed()  # The algorithm gives the runner new ones, and does not tell.
         device = next(module.parameters()).device
-        observations = [episode.get_observations(-1) for episode, _ in rows]
-        clean, masks = zip(*(split(obs) for obs in observations), strict=True)
-        legal = None if masks[0] is None else torch.as_tensor(np.stack(masks), device=device).bool()
-        own = torch.as_tensor(np.stack(clean), dtype=torch.float32, device=device).flatten(1)
-        memory = memory_in(module, [episode for episode, _ in rows], device) if acting.recurrent else None
-        filtered = None if moments is None else FilterStatistics.of(moments, acting.width, like=own)
-        own = own if filtered is None else filtered.before(own)
+        rows = EpisodeRows(episodes, device)
+        memory = memory_in(module, rows.episodes, device) if acting.recurrent else None
+        filtered = None if moments is None else FilterStatistics.of(moments, acting.width, like=rows.obs)
+        own = rows.obs if filtered is None else filtered.before(rows.obs)
         epsilon = self._copies.radius(1)
         if isinstance(epsilon, Tensor):
-            epsilon = epsilon[[copy for _, copy in rows]].to(device)
+            epsilon = epsilon.to(device)[rows.copies]
         generator = self._copies.generator
-        policy = ActingPolicy(acting, HeldColumns(legal, memory), filtered)
+        policy = ActingPolicy(acting, HeldColumns(rows.legal, memory), filtered)
         found = attack.perturb(policy, own, epsilon=epsilon, generator=generator)
-        shown = ActingRows(policy, own, (lambda obs: obs) if filtered is None else filtered)
-        self._measures.decisions(name, attack, shown, found, epsilon=epsilon, generator=generator)
-        perturbed = shown.seen(own + found.delta).cpu().numpy()
-        for (episode, _), obs, before, after in zip(rows, observations, clean, perturbed, strict=True):
-            seen = after.reshape(before.shape).astype(before.dtype)
-            whole = {**obs, own_key(obs): seen} if isinstance(obs, Mapping) else seen
-            episode.set_observations(at_indices=-1, new_data=whole)
-            if self._noted is not None:
-                self._noted[agent_of(episode)] = obs
+        acted = ActingRows(policy, own, (lambda obs: obs) if filtered is None else filtered)
+
+        def show(hit: Tensor | None) -> None:
+            self._measures.decisions(
+                name, attack, acted, found, hit=hit, epsilon=epsilon, generator=generator
+            )
+            rows.replace(acted.seen(own + found.delta), hit, note=self._note)
+
+        if attack.worst_agents is None:
+            return Attempt(show)
+        gain = objective_gain(attack.adversary, policy, own, found)
+        return Attempt(show, ranked=(gain, rows.copies))
+
+    def _note(self, episode: Any, clean: Any) -> None:
+        """Keep what an agent would have seen without attack, where a regularizer begins there."""
+        if self._noted is not None:
+            self._noted[agent_of(episode)] = clean
 
     def is_attacked(self, copy: int) -> bool:
         """Whether a copy's episode is played under attack."""
@@ -243,7 +256,7 @@ class AttackedEpisodes(ConnectorV2):
                 "marl_aajr.rllib.sampling.observation_filter"
             )
         if not isinstance(runner.module, MultiRLModule):
-            for name in ("agents", "channels"):
+            for name in ("agents", "channels", "worst_agents"):
                 if (given := getattr(self._attack, name)) is not None:
                     raise ValueError(f"expected no {name} in a single-agent environment, got {given}")
             self._known(runner, DEFAULT_MODULE_ID, runner.module.unwrapped())
@@ -284,15 +297,3 @@ def complaint(runner: Any) -> str:
             except ValueError as error:
                 return str(error)
     return ""
-
-
-def rollouts_of(config: Any, module_id: str) -> RolloutAttack | None:
-    """The attack that agents of a module act under, by the configuration of a learner."""
-    attack: RolloutAttack | None = config.learner_config_dict.get(ROLLOUTS_KEY)
-    if attack is None or attack.agents is None:
-        return attack
-    try:
-        attacked = ask({agent: agent for agent in attack.agents}, config.policy_mapping_fn)
-    except Exception:  # a user's function, which may know other keys than names
-        return attack
-    return attack if module_id in attacked.values() else None

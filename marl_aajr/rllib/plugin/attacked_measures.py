@@ -44,15 +44,19 @@ class AttackedMeasures:
         rows: ActingRows,
         found: Ascended,
         *,
+        hit: Tensor | None,
         epsilon: float | Tensor,
         generator: torch.Generator,
     ) -> None:
-        """A module's decisions in a step; the gap is measured in the first step of every so many samples."""
+        """A module's decisions in a step, of which the rows `hit [N]` (None: all) are attacked.
+
+        The gap is measured in the first step of every so many samples.
+        """
         due = self._interval > 0 and (self._samples - 1) % self._interval == 0
         gap = generator if due and module not in self._measured else None
         self._measured.add(module)
         noted = AttackedDecisions()
-        noted.note(0, rows, found.clean_outputs, epsilon, None)
+        noted.note(0, rows, found.clean_outputs, epsilon, hit)
         sums = sums_of(attack, noted, rows.policy(rows.obs + found.delta).unsqueeze(0), gap)
         self._log({name: float(value) for name, value in sums.items()}, key=_KEY, reduce="sum")
 

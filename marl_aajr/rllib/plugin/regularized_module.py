@@ -7,7 +7,7 @@ import time
 import zlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -22,9 +22,10 @@ from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import Backend
 from marl_aajr.core.objectives import Need
 from marl_aajr.regularizers.regularizer import Regularizer
-from marl_aajr.regularizers.sample import LossTerm, PolicyLoss, Sample, Shard
+from marl_aajr.regularizers.sample import Earlier, LossTerm, PolicyLoss, Sample, Shard
 from marl_aajr.rllib.internals.learners import all_sum
 from marl_aajr.rllib.internals.modules import actor_network
+from marl_aajr.rllib.plugin.epoch_weights import EpochWeights
 from marl_aajr.rllib.plugin.module_policy import (
     CLEAN_OBS,
     PATH,
@@ -36,23 +37,7 @@ from marl_aajr.rllib.plugin.module_policy import (
     reads_words,
 )
 from marl_aajr.rllib.plugin.observation_layout import FlatLayout, check_masks, flat_layout
-
-
-@dataclass(frozen=True)
-class Report:
-    """The metrics of one update by name (see `reduced`), and the origin of the first that was not finite."""
-
-    metrics: Mapping[str, float]
-    origin: str | None = None
-
-    @classmethod
-    def of_all(cls, reports: Sequence[Report]) -> Report:
-        """Of several learners: means, extremes and counts over all of them."""
-        metrics = {
-            name: float(reduced(name, torch.tensor([report.metrics[name] for report in reports])))
-            for name in reports[0].metrics
-        }
-        return cls(metrics, next((report.origin for report in reports if report.origin), None))
+from marl_aajr.rllib.plugin.update_report import Report, reduced
 
 
 class Regularized:
@@ -195,6 +180,9 @@ class RegularizedModule(Regularized):
         policy_loss: the learner's policy loss; None where it has none to offer.
         backends: the Jacobian backends that this learner may use, in order of preference.
         shard: (i, n): this is learner i of n that work on one minibatch in step; None: alone, or not in step.
+
+    Attributes:
+        epoch: the weights with which the present epoch began, where the regularizer asks for them; else None.
     """
 
     def __init__(
@@ -223,7 +211,7 @@ class RegularizedModule(Regularized):
         if self._perturbs and not isinstance(module.observation_space, gym.spaces.Box):
             check_masks(module.observation_space, regularizer.perturbed_leaves, module.action_space)
         self._has_critic = judges_observations(module)
-        offers: set[Need] = {"critic"} if self._has_critic else set()
+        offers: set[Need] = {"critic", "epochs"} if self._has_critic else {"epochs"}
         if policy_loss is not None:
             offers |= {"policy_loss", "advantages"}
         super().__init__(
@@ -234,6 +222,8 @@ class RegularizedModule(Regularized):
             backends=backends,
             defer=shard is not None,
         )
+        looks_back = any(getattr(member, "directions", "") == "epoch" for member in self._members)
+        self.epoch = EpochWeights(module) if looks_back else None
 
     def follow(self, structures: Sequence[Any]) -> None:
         """Find out, by the agents' nested spaces, what observations were before connectors flattened them."""
@@ -277,7 +267,17 @@ class RegularizedModule(Regularized):
             values=RLModuleCritic(self.module, columns, leaves, flattened) if self._has_critic else None,
             shard=shard,
             path=columns.get(PATH),
+            earlier=None if self.epoch is None else self._earlier(self.epoch.module, columns),
         )
+
+    def _earlier(self, module: TorchRLModule, columns: Mapping[str, Any]) -> Earlier:
+        """The policy as it was when the epoch began, on the same train batch."""
+        leaves, flattened, layers = self.regularizer.perturbed_leaves, self._flattened, actor_of(module)
+        policy, obs = module_policy(
+            module, columns, self.distribution, layers=layers, leaves=leaves, flattened=flattened
+        )
+        values = RLModuleCritic(module, columns, leaves, flattened) if self._has_critic else None
+        return Earlier(policy, obs.detach(), values)
 
     def constrain_actor(self, *, exact: bool) -> None:
         """Bring the actor's weights back into the permitted set, where the regularizer has one."""
@@ -287,12 +287,3 @@ class RegularizedModule(Regularized):
         for name, value in self.regularizer.constrain(self._actor, self.state, exact=exact).items():
             self._records[name].append(value)
         self._seconds += time.perf_counter() - started
-
-
-def reduced(name: str, values: Tensor) -> Tensor:
-    """One number of several by the rule of their name, `[N] -> []`."""
-    if name.endswith("nonfinite"):
-        return values.sum()
-    if name.endswith("_max"):
-        return values.amax()
-    return values.amin() if name.endswith("_min") else values.mean()

@@ -31,10 +31,13 @@ from marl_aajr.rllib.internals.learners import (
     learner_index,
     surely_trains,
 )
-from marl_aajr.rllib.plugin.attacked_episodes import rollouts_of
-from marl_aajr.rllib.plugin.module_policy import copied
-from marl_aajr.rllib.plugin.regularized_module import RegularizedModule, Report
+from marl_aajr.rllib.plugin.epoch_weights import rows_in
+from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY, copied
+from marl_aajr.rllib.plugin.regularized_module import RegularizedModule
+from marl_aajr.rllib.plugin.update_report import Report
+from marl_aajr.rllib.sampling.batch_env import ask
 from marl_aajr.rollout.attack.beside_regularizers import check_beside
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 REGULARIZERS_KEY = "marl_aajr_regularizers"
 """The key of the regularizer, or of the modules' regularizers, in `config.learner_config_dict`."""
@@ -52,6 +55,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         self._timestep = self._updates = 0
         self._begun = False
         self._clean_batch: dict[str, dict[str, Any]] = {}
+        self._rows: dict[str, int] = {}
         super().build()
         self._match_modules([name for name, _ in self.module.items() if surely_trains(self.config, name)])
 
@@ -98,6 +102,12 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         self._timestep = timesteps.get(NUM_ENV_STEPS_SAMPLED_LIFETIME, self._timestep)
         self._begun = False
 
+    def batch_is_made(self, batch: Any) -> None:
+        super().batch_is_made(batch)
+        self._rows = {
+            n: rows_in(columns) for n, columns in batch.policy_batches.items() if Columns.OBS in columns
+        }
+
     def before_step(self, batch: dict[str, Any]) -> None:
         super().before_step(batch)
         self._updates += 1
@@ -106,6 +116,12 @@ class RobustLearnerMixin(ResumableLearnerMixin):
                 check_all_have_rows(self, batch)
             self._match_modules(batch)
             self._begun = True
+            for module_id, regularized in self._regularized.items():
+                if regularized.epoch is not None:
+                    regularized.epoch.begin_update(self._rows.get(module_id))
+        for module_id, columns in batch.items():
+            if (known := self._regularized.get(module_id)) is not None and known.epoch is not None:
+                known.epoch.before(columns)
         # RLlib's own action-masking module pops from its batch.
         if any(self._has_part(module_id) for module_id in self._regularized):
             self._clean_batch = {name: copied(dict(columns)) for name, columns in batch.items()}
@@ -214,3 +230,15 @@ def robust_learner_class(base: type[TorchLearner]) -> type[TorchLearner]:
     if issubclass(base, RobustLearnerMixin):
         return base
     return type(f"Robust{base.__name__}", (RobustLearnerMixin, base), {"__doc__": base.__doc__})
+
+
+def rollouts_of(config: Any, module_id: str) -> RolloutAttack | None:
+    """The attack that agents of a module act under, by the configuration of a learner."""
+    attack: RolloutAttack | None = config.learner_config_dict.get(ROLLOUTS_KEY)
+    if attack is None or attack.agents is None:
+        return attack
+    try:
+        attacked = ask({agent: agent for agent in attack.agents}, config.policy_mapping_fn)
+    except Exception:  # a user's function, which may know other keys than names
+        return attack
+    return attack if module_id in attacked.values() else None

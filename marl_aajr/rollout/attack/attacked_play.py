@@ -1,25 +1,32 @@
 """Play under attack: between what an environment shows and what its agents see, while a batch is sampled.
 
-The collector asks for what the agents see (`AttackedPlay.seen`) before it asks the policies to act; what they
-see is what is kept and trained on. The attack looks at a module as it is: weights, filter, recurrent state.
+The collector asks for what the agents see (`AttackedPlay.seen`) before it asks the policies to act; what
+they see is what is kept and trained on. Ascents come first (`Attempt`), because who is attacked may depend on
+all of them (`worst_agents`). The attack looks at a module as it is: weights, filter, recurrent state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from marl_aajr.core.channels import NO_CHANNELS, Channels, check_channels, held_together, who_observes
+from marl_aajr.core.end_of_ascent import Ascended
 from marl_aajr.core.policy import Tree, where_rows
-from marl_aajr.rollout.attack.attackable import AttackablePolicies
+from marl_aajr.rollout.attack.attackable import ActingRows, AttackablePolicies
 from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
 from marl_aajr.rollout.attack.attacked_metrics import AttackedDecisions, attack_metrics
 from marl_aajr.rollout.attack.kept_path import KEPT, kept_path
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
+from marl_aajr.rollout.attack.worst_agents import Attempt, check_worst_agents, objective_gain, settled
 from marl_aajr.rollout.fragments import ModuleFragment
 from marl_aajr.rollout.rollout_buffer import StepInputs
+
+_Shown = TypeVar("_Shown")
+_Key = TypeVar("_Key")
 
 
 class AttackedPlay:
@@ -112,8 +119,21 @@ class AttackedPlay:
         """Whether critics read what the agents see, also at the end of an episode or a sample."""
         return self.attack.critic == "seen"
 
-    def seen(self, module: str, given: StepInputs, clean: Tensor, *, row: int | None) -> StepInputs:
-        """What the agents of a module see.
+    def seen(
+        self, given: Mapping[str, StepInputs], clean: Mapping[str, Tensor], *, row: int
+    ) -> dict[str, StepInputs]:
+        """What the agents of all modules that may be attacked see; arguments as in `attempt`, by module."""
+        tried = {m: self.attempt(m, given[m], clean[m], row=row) for m in self._members if self.on}
+        return self.settled(tried)
+
+    def settled(self, attempts: Mapping[_Key, Attempt[_Shown]]) -> dict[_Key, _Shown]:
+        """What agents see, of those of one moment, or of the moments that the attempts tell apart."""
+        return settled(attempts, self.attack.worst_agents)
+
+    def attempt(
+        self, module: str, given: StepInputs, clean: Tensor, *, row: int | None
+    ) -> Attempt[StepInputs]:
+        """What the agents of a module would see.
 
         Args:
             module: The module.
@@ -123,7 +143,8 @@ class AttackedPlay:
         """
         nobody = given.none_acts or (row is None and not self._last_is_seen)
         if nobody or not self._policies.can_be_attacked(module):
-            return given._replace(obs=clean, clean=clean, path=self._no_path(module, clean))
+            truth = given._replace(obs=clean, clean=clean, path=self._no_path(module, clean))
+            return Attempt(lambda _: truth)
         agents, reach = self._members[module], self.copies.reach
         whole = len(agents) == len(clean)
 
@@ -141,24 +162,42 @@ class AttackedPlay:
 
         mask = None if given.mask is None else part(given.mask)
         rows = self._policies.acting(module, part(given.obs), mask, self._places_of(module))
-        epsilon, generator = self.copies.radius(len(agents)), self.copies.generator
-        keeps = self.attack.path != "none"
-        found = self.attack_on(module).perturb(
-            rows.policy, rows.obs, epsilon=epsilon, generator=generator, keep_path=keeps
-        )
-        perturbed, hit = rows.seen(rows.obs + found.delta), self._hit(len(agents))
+        epsilon, keeps = self.copies.radius(len(agents)), self.attack.path != "none"
+        found = self._ascend(module, rows, epsilon, keep_path=keeps)
+        path = kept_path(self.attack, found, rows.scale, generator=self.copies.generator) if keeps else None
+        hit = self._hit(len(agents))
         if not given.all_act:
             acts = part(given.acts)
             hit = acts if hit is None else hit & acts
-        if hit is not None:
-            perturbed = where_rows(hit, perturbed, part(clean))
-        if row is not None:
-            self._decisions[module].note(row, rows, found.clean_outputs, epsilon, hit)
-        path = None
-        if keeps:
-            path = kept_path(self.attack, found, rows.scale, hit, generator=generator)
-            path = among_all(path, path.new_zeros(*clean.shape[:2], *path.shape[1:]))
-        return given._replace(obs=among_all(perturbed, clean), clean=clean, path=path)
+
+        def show(hit: Tensor | None) -> StepInputs:
+            seen, kept = rows.seen(rows.obs + found.delta), path
+            if hit is not None:
+                seen = where_rows(hit, seen, part(clean))
+                kept = None if kept is None else where_rows(hit, kept, torch.zeros_like(kept))
+            if row is not None:
+                self._decisions[module].note(row, rows, found.clean_outputs, epsilon, hit)
+            if kept is not None:
+                kept = among_all(kept, kept.new_zeros(*clean.shape[:2], *kept.shape[1:]))
+            return given._replace(obs=among_all(seen, clean), clean=clean, path=kept)
+
+        copies = torch.arange(reach, device=clean.device).repeat(len(agents))
+        return Attempt(show, hit, self._ranked(module, rows, found, copies))
+
+    def _ascend(
+        self, module: str, rows: ActingRows, epsilon: float | Tensor, *, keep_path: bool = False
+    ) -> Ascended:
+        generator = self.copies.generator
+        return self.attack_on(module).perturb(
+            rows.policy, rows.obs, epsilon=epsilon, generator=generator, keep_path=keep_path
+        )
+
+    def _ranked(
+        self, module: str, rows: ActingRows, found: Ascended, moment: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        if self.attack.worst_agents is None:
+            return None
+        return objective_gain(self.attack.adversary, rows.policy, rows.obs, found), moment
 
     def _no_path(self, module: str, clean: Tensor) -> Tensor | None:
         if self.attack.path == "none":
@@ -167,8 +206,10 @@ class AttackedPlay:
         width = self._policies.width(module)
         return clean.new_zeros((*clean.shape[:2], 2, points, width), dtype=KEPT)
 
-    def last_seen(self, module: str, given: Tensor, clean: Tensor, at: Tensor, lead: int) -> Tensor:
-        """What agents of a module see last in an episode, `[K, ...]`.
+    def last_attempt(
+        self, module: str, given: Tensor, clean: Tensor, at: Tensor, *, lead: int
+    ) -> Attempt[Tensor]:
+        """What agents of a module would see last in an episode, `[K, ...]`.
 
         Args:
             module: The module.
@@ -179,7 +220,7 @@ class AttackedPlay:
         """
         nobody = not self.attacks(module) or not self._last_is_seen or not len(at)
         if nobody or not self._policies.can_be_attacked(module):
-            return clean
+            return Attempt(lambda _: clean)
         agents = torch.tensor(self._members[module], device=at.device)
         step, g, e = int(at[0, 0]) - lead, at[:, 1], at[:, 2]
         hit, epsilon, memory = self._ends[step]
@@ -190,10 +231,13 @@ class AttackedPlay:
         # Legal is everything: nobody acts on it.
         places = g * self._num_envs + e
         rows = self._policies.acting(module, given, None, places, memory[module])
-        epsilon = epsilon[copies] if isinstance(epsilon, Tensor) else epsilon
-        attack, generator = self.attack_on(module), self.copies.generator
-        found = attack.perturb(rows.policy, rows.obs, epsilon=epsilon, generator=generator)
-        return where_rows(there, rows.seen(rows.obs + found.delta), clean)
+        found = self._ascend(module, rows, epsilon[copies] if isinstance(epsilon, Tensor) else epsilon)
+
+        def show(hit: Tensor | None) -> Tensor:
+            assert hit is not None
+            return where_rows(hit, rows.seen(rows.obs + found.delta), clean)
+
+        return Attempt(show, there, self._ranked(module, rows, found, step * self._num_envs + e))
 
     def attacks(self, module: str) -> bool:
         """Whether agents of a module may be attacked in this sample."""
@@ -235,7 +279,7 @@ def attacked_members(
     """Of each module that has some, the places of the attacked agents among its agents.
 
     Raises:
-        ValueError: Unknown agents, or channels that none of them observes.
+        ValueError: Unknown agents, channels that none of them observes, or too few for the worst k of them.
     """
     known = [agent for agents in groups.values() for agent in agents]
     if unknown := [agent for agent in attack.agents or () if agent not in known]:
@@ -250,4 +294,6 @@ def attacked_members(
         module: tuple(i for i, agent in enumerate(agents) if agent in chosen)
         for module, agents in groups.items()
     }
-    return {module: places for module, places in members.items() if places}
+    members = {module: places for module, places in members.items() if places}
+    check_worst_agents(attack, {m: [groups[m][i] for i in places] for m, places in members.items()})
+    return members

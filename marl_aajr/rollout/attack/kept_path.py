@@ -2,7 +2,7 @@
 
 Of each attacked row a point δ_t and the direction of ascent u_t there, in the units that the network reads,
 as float16: 4 d bytes. Behind a filter of scale σ these are δ_t / σ and the unit vector along σ v_t, the
-gradient by what the network reads. Rows that nobody attacked have zeros, and so no direction.
+gradient by what the network reads. Rows that nobody attacks have zeros there, and so no direction.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ def kept_path(
     attack: RolloutAttack,
     found: Ascended,
     scale: Tensor | None,
-    hit: Tensor | None,
     *,
     generator: torch.Generator,
 ) -> Tensor:
@@ -30,7 +29,6 @@ def kept_path(
         attack: The attack; `path` says which points.
         found: Its path.
         scale: σ, `[d]`; None: 1.
-        hit: The rows that were attacked, `[N]`; None: all.
         generator: Source of the draw.
     """
     path = torch.stack([torch.stack(found.deltas, 1), torch.stack(found.gradients, 1)], 1)
@@ -42,6 +40,4 @@ def kept_path(
         path = path * torch.stack([1 / scale, scale]).unsqueeze(1)
     norms = torch.linalg.vector_norm(path[:, 1], dim=-1, keepdim=True)
     path[:, 1] /= norms.where(norms > torch.finfo(norms.dtype).tiny, torch.inf)
-    if hit is not None:
-        path = torch.where(hit.view(-1, 1, 1, 1), path, 0.0)
     return path.to(KEPT)

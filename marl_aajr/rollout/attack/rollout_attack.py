@@ -55,8 +55,7 @@ class RolloutAttack:
 
     The first copies of each env runner are the attacked ones, from the beginning of an episode to its end:
     copies are alike, so that rotating them would change nothing but the returns of both kinds, which would no
-    longer be those of whole episodes. The worst k agents are not offered: which they are is known from whole
-    games only, and gains of an objective do not compare between networks.
+    longer be those of whole episodes.
 
     Attributes:
         share: κ in [0, 1], share of the environment copies that is played under attack; a number or a
@@ -80,6 +79,9 @@ class RolloutAttack:
         channels: names of what can be perturbed, such as `[messages]`, as the environment has them; agents
             that observe none of them are not attacked; None: all of it.
         agents: the attacked agents; None: all.
+        worst_agents: k ≥ 1, fewer than the attacked agents: in each step of each copy, the k whose objective
+            rises most see what the adversary shows them, the others the truth
+            (`marl_aajr.rollout.attack.worst_agents` says how gains compare); None: all of them.
         attacked_steps: [m, T], m of every T steps of an episode are attacked, at random; None: every step.
         critic: observations that the critic reads: those that the agent has `"seen"`, also at the end of an
             episode or a sample, or `"clean"` ones, as they were. On simple_spread the two do not differ:
@@ -114,6 +116,7 @@ class RolloutAttack:
     high: float | tuple[float, ...] | None = None
     channels: tuple[str, ...] | None = None
     agents: tuple[str, ...] | None = None
+    worst_agents: int | None = None
     attacked_steps: tuple[int, int] | None = None
     critic: CriticReads = "seen"
     path: KeptPath = "none"
@@ -129,6 +132,8 @@ class RolloutAttack:
             raise ValueError(f"expected a share in [0, 1], got {self.share}")
         whole("steps", self.steps)
         whole("gap_interval", self.gap_interval, least=0)
+        if self.worst_agents is not None:
+            whole("worst_agents", self.worst_agents)
         positive("step_size", self.step_size, note=" (a fraction of epsilon)")
         one_of("step", self.step, get_args(AscentStep))
         one_of("critic", self.critic, get_args(CriticReads))

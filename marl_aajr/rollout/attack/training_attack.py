@@ -24,8 +24,8 @@ from marl_aajr.victims import Victim
 class TrainingAttack(Attack):
     """The ascent of a `RolloutAttack`: its settings mean what they mean there.
 
-    It is played on everybody at every step, whatever share, agents and steps training had, and at its full
-    radius, where training drew one for each episode.
+    It is played on everybody at every step, whatever share, agents, worst agents and steps training had, and
+    at its full radius, where training drew one for each episode.
     """
 
     name: ClassVar[str] = "training_attack"
