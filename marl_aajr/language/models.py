@@ -28,6 +28,9 @@ ARCHITECTURES: dict[str, dict[str, str]] = {
 """Kinds of models by their sizes' names in Hugging Face's configurations."""
 ARCHITECTURES |= dict.fromkeys(("mistral", "qwen2", "qwen3"), ARCHITECTURES["llama"])
 
+_WEIGHTS, _OUTPUTS = 0.85, 0.2
+"""First sizes of weights, in inverse roots of the width, and of what the last norm gives to the logits."""
+
 _NO_DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
 _NO_CONTROL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
@@ -74,7 +77,8 @@ def model_config(
         whole(name, value)
     if hidden_size % heads:
         raise ValueError(f"expected hidden_size as a multiple of heads, got {hidden_size} for {heads} heads")
-    own: dict[str, Any] = {ARCHITECTURES[architecture][name]: value for name, value in sizes.items()}
+    own: dict[str, Any] = {"initializer_range": _WEIGHTS * hidden_size**-0.5}
+    own |= {ARCHITECTURES[architecture][name]: value for name, value in sizes.items()}
     if architecture == "gpt2":  # the same function as its gelu_new, in one kernel instead of eight
         own["activation_function"] = "gelu_pytorch_tanh"
     else:
@@ -87,11 +91,17 @@ def model_config(
 
 
 def new_model(config: Mapping[str, Any]) -> nn.Module:
-    """A model with random weights, from torch's global generator; attention that has all its derivatives."""
+    """A model with random weights, from torch's global generator; attention that has all its derivatives.
+
+    Its logits are small: a policy begins by trying everything (Andrychowicz et al. 2021, arXiv:2006.05990).
+    """
     library = transformers()
     settings = {name: value for name, value in config.items() if name != "transformers_version"}
     made = library.AutoConfig.for_model(**settings)
     model: nn.Module = library.AutoModelForCausalLM.from_config(made, attn_implementation="eager")
+    body: Any = model.base_model
+    scales = [part.weight for part in body.children() if getattr(part, "weight", None) is not None]
+    nn.init.constant_(scales[-1], _OUTPUTS)  # of the last norm: whatever else has weights stands before it
     return model
 
 

@@ -18,7 +18,7 @@ from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.jacobian import resolve_backend
 from marl_aajr.core.token_network import TokenPolicy
 from marl_aajr.core.words import Words
-from marl_aajr.language import LanguageNetwork, model_config, read_model, word_tokenizer
+from marl_aajr.language import ARCHITECTURES, LanguageNetwork, model_config, read_model, word_tokenizer
 from marl_aajr.language.models import attention, check_model, new_model, transformers
 from marl_aajr.regularizers import AAJR, REGULARIZERS
 from marl_aajr.regularizers.adversarial import Perturbing
@@ -257,3 +257,16 @@ def test_new_gpt2_models_compute_its_own_activation() -> None:
     theirs = LanguageNetwork(**{**network.arguments, "config": config}).double()
     theirs.load_state_dict(network.state_dict())
     torch.testing.assert_close(network(TOKENS), theirs(TOKENS))
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("width", [8, 64])
+def test_new_models_begin_by_trying_everything(name: str, width: int) -> None:
+    """Weights of the size that suits the width, and logits that hardly prefer an action."""
+    torch.manual_seed(0)
+    network = LanguageNetwork.of_words(WORDS, outputs=3, architecture=name, hidden_size=width)
+    weights = network.body.get_input_embeddings().weight.detach()
+    assert weights.std().item() == pytest.approx(0.85 * width**-0.5, rel=0.3)
+    outputs = network(TOKENS)
+    assert Categorical(3).entropy(outputs).amin() > 0.9 * torch.tensor(3.0).log()
+    assert (outputs[0] - outputs[1]).abs().amax() > 1e-3
