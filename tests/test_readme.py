@@ -33,7 +33,7 @@ SNIPPETS = [
 ]
 SMALL = {
     "train": "--env-steps 400 --hidden 8 --set ppo.train_batch_size=200 --set ppo.minibatch_size=100",
-    "adversary": "--env-steps 1000 --search 1",
+    "adversary": "--env-steps 4000 --search 1",
     "evaluate": "--episodes 2 --selection-episodes 2",
     "certify": "--episodes 2",
 }

@@ -122,7 +122,7 @@ def victims(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def straight(victims: Path) -> Path:
-    return train_adversary(victims, kind="pa-ad", epsilon=0.2, env_steps=12_000, search=2, seed=3)
+    return train_adversary(victims, kind="pa-ad", epsilon=0.2, env_steps=16_000, search=2, seed=3)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -153,7 +153,7 @@ class TestTraining:
     def test_everything_is_recorded_in_its_folder(self, victims: Path, straight: Path) -> None:
         assert straight == victims / "adversaries" / "pa-ad-eps0.2-s3"
         record = json.loads((straight / RECORD).read_text())
-        assert (record["kind"], record["epsilon"], record["env_steps"]) == ("pa-ad", 0.2, 12_000)
+        assert (record["kind"], record["epsilon"], record["env_steps"]) == ("pa-ad", 0.2, 16_000)
         assert len(record["tried"]) == 2
         assert set(record["selection"]) == {"clean", "pgd", "warm_start", "trained"}
         assert record["selection"]["pgd"] != record["selection"]["clean"]
@@ -175,7 +175,7 @@ class TestTraining:
         self, victims: Path, straight: Path, tmp_path: Path
     ) -> None:
         out = tmp_path / "stopped"
-        asked: dict[str, Any] = {"kind": "pa-ad", "epsilon": 0.2, "env_steps": 12_000, "search": 2, "seed": 3}
+        asked: dict[str, Any] = {"kind": "pa-ad", "epsilon": 0.2, "env_steps": 16_000, "search": 2, "seed": 3}
         train_adversary(victims, **asked, out=out, should_stop=lambda: True)
         assert not (out / RECORD).exists()
         with pytest.raises(ValueError, match="whose training was stopped; resume it"):
@@ -206,13 +206,13 @@ class TestTraining:
     def test_an_evaluation_uses_it_again(self, victims: Path, straight: Path, tmp_path: Path) -> None:
         """For what asks for as much training and search or less; the results say what it had."""
         attack = make_attack("pa-ad", epsilon=0.2, adversary=str(straight))
-        less = make_attack("pa-ad", epsilon=0.2, env_steps=8_000, search=1)
+        less = make_attack("pa-ad", epsilon=0.2, env_steps=12_000, search=1)
         before = sorted((victims / "adversaries").iterdir())
         attacks = [(less, 0.2), ("pgd-strong", 0.2)]
         result = evaluate(victims, attacks=attacks, episodes=4, out=tmp_path / "result.json")
         assert sorted((victims / "adversaries").iterdir()) == before
         settings = result.attacks[0].attack.settings
-        assert (settings["env_steps"], settings["search"]) == (12000, 2)
+        assert (settings["env_steps"], settings["search"]) == (16000, 2)
         again = evaluate(victims / "victim", out=tmp_path / "again.json", attacks=[(attack, 0.2)], episodes=4)
         assert result.attacks[0].returns == again.attacks[0].returns
         with pytest.raises(ValueError, match=r"expected the size that .* was trained for"):

@@ -12,15 +12,15 @@ import pytest
 from marl_aajr.study.driver import prepare
 from tests.study.files import do, write_study
 
-mlflow = pytest.importorskip("mlflow")
-Record = pytest.importorskip("wandb.proto.wandb_internal_pb2").Record
-
 
 @pytest.mark.slow
 def test_each_node_is_a_run_elsewhere_which_fails_where_the_node_does(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One crashes, which Tune sees; one cannot be made, which its process reports."""
+    # Here, as loading both takes a second, for which every process of the tests would wait.
+    mlflow = pytest.importorskip("mlflow")
+    entry_of = pytest.importorskip("wandb.proto.wandb_internal_pb2").Record.FromString
     server = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.setenv("WANDB_MODE", "offline")  # Ray's processes have it from its start
@@ -54,7 +54,7 @@ def test_each_node_is_a_run_elsewhere_which_fails_where_the_node_does(
 
     codes: dict[str, int] = {}
     for log in plan.folder.tune.glob("*/*/wandb/offline-run-*/run-*.wandb"):
-        entries = [Record.FromString(data) for data in records(log.read_bytes())]
+        entries = [entry_of(data) for data in records(log.read_bytes())]
         for name in {entry.run.display_name for entry in entries if entry.HasField("run")}:
             (codes[name],) = (entry.exit.exit_code for entry in entries if entry.HasField("exit"))
             if name == "sound-none-s0":
