@@ -205,8 +205,11 @@ def test_checks_all_run_and_the_exit_code_tells(project: Path) -> None:
     assert bad.stdout.endswith("Also failed: mypy\n")
 
 
-def test_ci_uses_a_fresh_environment_and_passes_the_verdict_on(project: Path) -> None:
-    verdict = run(project / ".ci" / "run", pytest_CODE="5")
+def test_ci_uses_a_fresh_environment_and_passes_the_verdict_on(project: Path, tmp_path: Path) -> None:
+    for browser in ("chromium", "chromedriver"):  # which it would install
+        executable(tmp_path / "bin" / browser, "#!/bin/sh\n")
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    verdict = run(project / ".ci" / "run", pytest_CODE="5", PATH=path)
     assert verdict.returncode == 5
     assert verdict.stdout.splitlines()[1].startswith("pytest ")
     made = next(
