@@ -15,7 +15,7 @@ from marl_aajr.core import ascent as core
 from marl_aajr.regularizers import adversarial
 from marl_aajr.rllib.lean.learner import LeanPPOTorchLearner
 from marl_aajr.rllib.plugin.robust_learner import RobustLearnerMixin
-from tests.rllib.learners import build_learner, ppo_batch, ppo_config, update
+from tests.rllib.learners import build_learner, ppo_batch, ppo_config, update, weights
 
 STEADY: dict[str, Any] = {"coefficient": 0.1, "interval": 1, "sample_fraction": 0.5}
 
@@ -93,3 +93,18 @@ def test_later_in_an_epoch_they_are_stale() -> None:
     copy = list(learner._regularized["a"].epoch.module.parameters())
     assert all(not p.requires_grad and p.grad is None for p in copy)
     assert any(not torch.equal(p, q) for p, q in zip(parameters, copy, strict=True))
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_a_restored_learner_goes_on_to_the_same_bits(lean: bool) -> None:
+    """Each update begins with an epoch, so that nothing of the last one's need be kept."""
+    regularizer = AAJR(directions="epoch", **STEADY)
+    straight, stopped, again = (learner_of(regularizer, lean=lean) for _ in range(3))
+    batches = [ppo_batch(straight, seed=seed) for seed in (0, 1)]
+    for batch in batches:
+        update(straight, batch)
+    update(stopped, batches[0])
+    again.set_state(stopped.get_state())
+    update(again, batches[1])
+    expected, found = weights(straight), weights(again)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())

@@ -22,7 +22,7 @@ from marl_aajr.rollout.attack.worst_agents import objective_gain
 from tests.rllib.fast_runs import OURS, TAG, by_side, config, fragment, runner
 from tests.rllib.recorder import Recorder, chunks, key, runner_of, size
 from tests.rllib.test_attacked_episodes import several, single
-from tests.rllib.test_attacked_rollouts import moved
+from tests.rllib.test_attacked_rollouts import moved, part_of
 
 EPSILON = 0.2
 
@@ -134,3 +134,13 @@ def test_whom_nobody_can_choose_among_is_refused_before_anything_is_played() -> 
         robustify(several(), None, rollouts=RolloutAttack(worst_agents=3)).build_algo()
     with pytest.raises(ValueError, match="expected no worst_agents in a single-agent environment, got 1"):
         robustify(single(), None, rollouts=RolloutAttack(worst_agents=1)).build_algo()
+
+
+def test_the_same_seed_chooses_the_same_agents() -> None:
+    attack = RolloutAttack(epsilon=EPSILON, objective="kl", worst_agents=1, attacked_steps=(2, 5))
+    subject = runner(config(), OURS, rollouts=attack)
+    found = []
+    for _ in range(2):
+        subject.start_afresh(seed=5)
+        found.append([part_of(fragment(subject)).obs for _ in range(2)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
