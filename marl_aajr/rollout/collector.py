@@ -33,7 +33,7 @@ class RolloutPolicies(Protocol):
     """
 
     def filter_obs(self, module: str, obs: Tensor, rows: Tensor | None) -> Tensor:
-        """Observations `[N, ...]` as the module sees them; only `rows [N]` (None: all) are real."""
+        """Observations `[N, ...]` as the module sees them; only `rows [N]` (None: all) are real and new."""
 
     def sequence_length(self, module: str) -> int | None:
         """L of a recurrent module, whose decisions then come with their states; None for others."""
@@ -124,6 +124,8 @@ class Collector:
             EnvironmentFault: The environment breaks its contract.
         """
         steps *= self.env.phases
+        for module, given in self._given.items():
+            self._filter(module, given, count=False)
         lead = int(bool(self._open))
         columns = {
             module: RolloutBuffer(
@@ -213,11 +215,19 @@ class Collector:
             acts = stacked(active, agents)
             flags = self._who_acts(module, [active[agent] for agent in agents], acts)
             mask = None if masks[agents[0]] is None else stacked(masks, agents)
-            head = StepInputs(stacked(obs, agents), acts, mask, *flags)
-            flat, _, rows = head.rows()
-            seen = self.policies.filter_obs(module, flat, rows)
-            self._heads[module] = head._replace(obs=seen.view(head.obs.shape))
-            self._given[module] = head
+            self._given[module] = StepInputs(stacked(obs, agents), acts, mask, *flags)
+            self._filter(module, self._given[module])
+
+    def _filter(self, module: str, given: StepInputs, *, count: bool = True) -> None:
+        """Keeps observations as the module sees them.
+
+        Once more as a sample begins: what runners have merged since may have moved the filter, and an attack
+        looks through it as it is then.
+        """
+        flat, _, rows = given.rows()
+        counted = rows if count else torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+        seen = self.policies.filter_obs(module, flat, counted)
+        self._heads[module] = given._replace(obs=seen.view(given.obs.shape))
 
     def _who_acts(self, module: str, flags: list[Tensor], acts: Tensor) -> tuple[bool, bool]:
         """Whether all agents of a module must act, and whether none; asked once where nothing changes."""

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
+from marl_aajr.core.distributions import Categorical
 from marl_aajr.rllib.sampling.env_runners import FastEnvRunner
 from marl_aajr.rllib.sampling.observation_filter import CLIP, ObservationNormalizer
+from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
+from marl_aajr.victims.filters import SMALL
 from tests.rllib.fast_runs import (
     CIRCLE,
+    OURS,
     TAG,
     config,
     fragment,
+    logits,
     normalizer,
     runner,
 )
@@ -45,6 +53,26 @@ def test_what_runners_have_seen_merges_as_rllib_merges_it() -> None:
         assert kept_filter(subject).total["agent"].count == 2 * 11 * 4
     fragment(runners[1])
     assert kept_filter(runners[1]).total["agent"].count == 2 * 11 * 4 + 10 * 4, "one is known already"
+
+
+@pytest.mark.parametrize("attack", [None, RolloutAttack(epsilon=0.1, share=0.5)], ids=["plain", "attacked"])
+def test_a_sample_begins_under_what_the_runners_have_merged(attack: RolloutAttack | None) -> None:
+    """All copies, attacked or not: (x - mean) / std by the statistics of now, and δ is of size ε / std."""
+    configured = config(steps=5).env_runners(env_to_module_connector=normalizer)
+    subject = runner(configured, OURS, rollouts=attack)
+    before, own = fragment(subject).modules["agent"].obs[-1].double(), kept_filter(subject).total["agent"]
+    raw = before * (own.std + SMALL) + own.mean
+    merged = replace(own, count=3 * own.count, mean=own.mean + 1, squares=12 * own.squares)
+    subject.set_state({"env_to_module_connector": {"total": {"agent": vars(merged)}, "recent": {}}})
+    part = fragment(subject).modules["agent"]
+    clean = part.obs if attack is None else part.clean_obs
+    torch.testing.assert_close(clean[0].double(), merged.normalize(raw), rtol=1e-4, atol=1e-5)
+    assert kept_filter(subject).total["agent"].count == merged.count + part.steps * 12
+    shown = logits(subject, "agent", part.obs[:-1])
+    torch.testing.assert_close(Categorical(5).log_prob(shown, part.actions), part.log_probs)
+    if attack is not None:
+        size = ((part.obs - clean)[0] * (merged.std + SMALL)).abs().amax(-1)
+        torch.testing.assert_close(size, torch.tensor([0.1, 0.1, 0, 0]).expand(3, 4), rtol=1e-3, atol=1e-6)
 
 
 def test_evaluation_leaves_the_filter_alone() -> None:

@@ -89,6 +89,12 @@ class ObservationNormalizer(ConnectorV2):
     observation only the array is normalised, and `state`, what a centralised critic reads.
     Everything downstream, the learner included, sees normalised observations: ε is in their units.
 
+    An observation is normalised as it comes, by what has been seen up to it, and stays so, as with RLlib's
+    filter: early rows of a first sample are in units of few observations, and what the learner is given is
+    what the module decided on, so that log-probabilities fit. Unlike with RLlib's, the observations that a
+    sample begins with are normalised once more, as the runners may have merged what they have seen since:
+    those of attacked and other copies would else be in different units.
+
     Attributes:
         frozen: whether the statistics stand still, as they must while a policy is judged.
         total: the statistics of the observations that all runners have seen, of each module that has some.
