@@ -110,7 +110,26 @@ class Bias(Fault):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drift(Fault):
+class _Timed(Fault):
+    """A fault that needs time.
+
+    Attributes:
+        steps: T ≥ 1, decisions until it is what it will be.
+    """
+
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("steps", self.steps)
+
+    @property
+    def length(self) -> int:
+        return self.steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drift(_Timed):
     """δ(t) = min((t + 1) / T, 1) · ε M σ, σ as for `bias`: an offset that grows.
 
     Attributes:
@@ -121,14 +140,6 @@ class Drift(Fault):
     summary: ClassVar[str] = "fault: an offset of every sensor that grows to epsilon in so many steps"
 
     steps: int = 20
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("steps", self.steps)
-
-    @property
-    def length(self) -> int:
-        return self.steps
 
     def seen(self, obs: Tensor, rows: RememberedRows) -> Tensor:
         grown = ((rows.step + 1) / self.steps).clamp_max(1.0).to(obs).unsqueeze(-1)
@@ -178,7 +189,7 @@ class _Partial(Fault):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delay(_Partial):
+class Delay(_Partial, _Timed):
     """s(max(t − d, 0)) in place of s(t).
 
     Attributes:
@@ -189,10 +200,6 @@ class Delay(_Partial):
     summary: ClassVar[str] = "fault: some sensors show what there was so many steps ago"
 
     steps: int = 2
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("steps", self.steps)
 
     @property
     def length(self) -> int:
@@ -205,7 +212,7 @@ class Delay(_Partial):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Freeze(_Partial):
+class Freeze(_Partial, _Timed):
     """s(min(t, τ)) in place of s(t), τ uniform in 0 … T − 1.
 
     Attributes:
@@ -216,14 +223,6 @@ class Freeze(_Partial):
     summary: ClassVar[str] = "fault: some sensors stop at a random step, and show that reading on"
 
     steps: int = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("steps", self.steps)
-
-    @property
-    def length(self) -> int:
-        return self.steps
 
     def seen(self, obs: Tensor, rows: RememberedRows) -> Tensor:
         onset = (rows.numbers(obs.shape[-1] + 1)[:, -1] * self.steps).long()
