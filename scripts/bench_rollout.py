@@ -11,10 +11,10 @@ import argparse
 import logging
 import os
 import resource
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -48,7 +48,7 @@ Measure = Callable[[], float]
 """Does something once and says how many environment steps a second that was."""
 
 
-def main() -> int:
+def main() -> None:
     options = parse()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -61,8 +61,7 @@ def main() -> int:
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     register_stock_env()
     say(f"{machine(options.threads)}; load {load()}")
-    figures: dict[str, Any] = {}
-    figures |= compare(options)
+    figures = compare(options)
     if "copies" in options.only:
         figures |= over_copies(options)
     if "runners" in options.only:
@@ -72,13 +71,11 @@ def main() -> int:
     report(ratios, figures)
     if options.json:
         write_json(options.json, {**ratios, **figures, "machine": machine(options.threads), "load": load()})
-    return 0
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each (default 5)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads of each process (default 1)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="what to measure")
@@ -97,9 +94,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         measures["fast sampling"] = sampling(fast_runner(OURS, COPIES))
     if "adapter" in options.only:
         measures["mpe2 alone, one core"] = playing_alone()
-        measures["adapter sampling, one process"] = sampling(
-            fast_runner(THEIRS, STOCK_COPIES, env_processes=1)
-        )
+        alone = fast_runner(THEIRS, STOCK_COPIES, env_processes=1)
+        measures["adapter sampling, one process"] = sampling(alone)
         measures["adapter sampling"] = sampling(fast_runner(THEIRS, STOCK_COPIES))
     if "iteration" in options.only:
         stock, fast = training(stock_config()), training(fast_config(OURS, COPIES))
@@ -132,8 +128,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
 
 def interleaved(measures: dict[str, Measure], rounds: int) -> dict[str, float]:
     """The median of each, measured in turns; quick ones several times a turn."""
-    for measure in measures.values():
-        measure()
+    for measure in [*measures.values()] * 2:
         measure()
     rates: dict[str, list[float]] = {name: [] for name in measures}
     for i in range(rounds):
@@ -159,14 +154,27 @@ def with_threads(threads: int, measure: Measure) -> Measure:
     return measured
 
 
-def sampling(runner: Any) -> Measure:
+def timed(work: Callable[[], float]) -> Measure:
+    """Something that says how many environment steps it took, as a measure of them a second."""
+
     def measure() -> float:
         started = time.perf_counter()
-        steps = sum(part.env_steps() for part in runner.sample(num_timesteps=STEPS))
-        runner.get_metrics()
-        return steps / (time.perf_counter() - started)
+        return work() / (time.perf_counter() - started)
 
     return measure
+
+
+def sampling(runner: Any) -> Measure:
+    def work() -> float:
+        steps = steps_in(runner.sample(num_timesteps=STEPS))
+        runner.get_metrics()
+        return steps
+
+    return timed(work)
+
+
+def steps_in(parts: Iterable[Any]) -> float:
+    return float(sum(part.env_steps() for part in parts))
 
 
 def playing_alone() -> Measure:
@@ -175,8 +183,7 @@ def playing_alone() -> Measure:
 
     env = simple_spread_v3.raw_env()
 
-    def measure() -> float:
-        started = time.perf_counter()
+    def work() -> float:
         for t in range(STEPS // 4):
             if t % 25 == 0:
                 env.reset(seed=t)
@@ -184,20 +191,14 @@ def playing_alone() -> Measure:
                 env.step(t % 5)
             for agent in env.agents:
                 env.observe(agent)
-        return (t + 1) / (time.perf_counter() - started)
+        return t + 1
 
-    return measure
+    return timed(work)
 
 
 def training(config: Any) -> Measure:
     algorithm = config.build_algo()
-
-    def measure() -> float:
-        started = time.perf_counter()
-        result = algorithm.train()
-        return float(result["env_runners"]["num_env_steps_sampled"]) / (time.perf_counter() - started)
-
-    return measure
+    return timed(lambda: float(algorithm.train()["env_runners"]["num_env_steps_sampled"]))
 
 
 def gradients(steps: int) -> Measure:
@@ -211,14 +212,13 @@ def gradients(steps: int) -> Measure:
     mlp = PlainMLP([part for layer in layers for part in (layer, torch.nn.Tanh())][:-1])
     rows, upstream = torch.randn(3 * COPIES, sizes[0]), torch.randn(3 * COPIES, sizes[-1])
 
-    def measure() -> float:
-        started = time.perf_counter()
+    def work() -> float:
         for _ in range(steps * STEPS // COPIES):
             _, pull = mlp.vjp(rows)
             pull(upstream)
-        return STEPS / (time.perf_counter() - started)
+        return STEPS
 
-    return measure
+    return timed(work)
 
 
 def over_copies(options: argparse.Namespace) -> dict[str, Any]:
@@ -227,18 +227,9 @@ def over_copies(options: argparse.Namespace) -> dict[str, Any]:
     found = {}
     for copies in options.copies or (CUDA_COPIES if options.device != "cpu" else CPU_COPIES):
         runner = fast_runner(OURS, copies, device=options.device)
-        size = 0.0
-
-        def once(runner: Any = runner, copies: int = copies) -> float:
-            nonlocal size
-            started = time.perf_counter()
-            parts = runner.sample(num_timesteps=25 * copies)
-            elapsed = time.perf_counter() - started
-            steps = sum(part.env_steps() for part in parts)
-            size = sum(bytes_of(part) for part in parts) / steps
-            return steps / elapsed
-
-        once()
+        sample = partial(runner.sample, num_timesteps=25 * copies)
+        once, parts = timed(lambda sample=sample: steps_in(sample())), sample()
+        size = sum(map(bytes_of, parts)) / steps_in(parts)
         rate = median(once() for _ in range(options.rounds))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         say(f"{copies:>8} {rate:>12,.0f} {1e6 / rate:>9.2f} {size:>11,.0f} {peak:>9,.0f}")
@@ -247,12 +238,8 @@ def over_copies(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def bytes_of(fragment: Any) -> int:
-    return sum(
-        value.numel() * value.element_size()
-        for part in fragment.modules.values()
-        for value in vars(part).values()
-        if hasattr(value, "element_size")
-    )
+    values = (value for part in fragment.modules.values() for value in vars(part).values())
+    return sum(value.nbytes for value in values if hasattr(value, "nbytes"))
 
 
 def over_runners(options: argparse.Namespace) -> dict[str, Any]:
@@ -268,22 +255,15 @@ def over_runners(options: argparse.Namespace) -> dict[str, Any]:
     ray.get([runner.apply.remote(one_thread) for runner in runners])
     found, ratio, enough = {}, 0.0, None
 
-    def rate(some: Iterable[Any], steps: int) -> float:
-        started = time.perf_counter()
+    def played(some: Iterable[Any], steps: int) -> float:
         parts = ray.get([runner.sample.remote(num_timesteps=steps) for runner in some])
-        return sum(part.env_steps() for sampled in parts for part in sampled) / (
-            time.perf_counter() - started
-        )
+        return sum(map(steps_in, parts))
 
     for length in FRAGMENTS:
         steps = length * COPIES
-        rates = interleaved(
-            {
-                "one": lambda steps=steps: rate(runners[:1], steps),
-                "two": lambda steps=steps: rate(runners, steps),
-            },
-            options.rounds,
-        )
+        some = {"one": runners[:1], "two": runners}
+        measures = {name: timed(partial(played, chosen, steps)) for name, chosen in some.items()}
+        rates = interleaved(measures, options.rounds)
         ratio = rates["two"] / rates["one"]
         if ratio >= BARS["two_runner_ratio"][1] and enough is None:
             enough = steps
@@ -316,4 +296,4 @@ def report(ratios: dict[str, float], figures: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

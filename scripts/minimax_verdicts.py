@@ -6,7 +6,7 @@ t-interval over these differences.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -77,19 +77,34 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], *, level: flo
 
 def inner_table(curves: Rows, rows: Rows) -> list[str]:
     """Lines of Markdown: the inner loop at the end of training, and what it leaves to the worst attack."""
-    lines = [
-        "| | inner gap | monotone | L_eff | decisions changed | return beyond training's attack |",
-        "|---|---|---|---|---|---|",
-    ]
-    for method in dict.fromkeys(row["label"] for row in curves if row["strong_gain"]):
+    titles = ("", "inner gap", "monotone", "L_eff", "decisions changed", "return beyond training's attack")
+    lines = []
+    for method in methods([row for row in curves if row["strong_gain"]]):
         gap, monotone, smoothness, changed = (
             fmean(inner_by_seed(curves, method, name).values())
             for name in ("gap", "monotone_fraction", "smoothness", "changed_decisions")
         )
         beyond = _beyond(rows, method)
-        cells = f"{gap:.1f} % | {monotone:.1%} | {smoothness:.2f} | {changed:.0%} | {beyond}"
-        lines.append(f"| {method} | {cells} |")
-    return lines
+        cells = (f"{gap:.1f} %", f"{monotone:.1%}", f"{smoothness:.2f}", f"{changed:.0%}", beyond)
+        lines.append((method, *cells))
+    return markdown(titles, lines)
+
+
+def interval(found: Estimate) -> str:
+    """The mean ± half of its interval."""
+    half = "" if found.high is None else f" ± {found.high - found.mean:.1f}"
+    return f"{found.mean:.1f}{half}".replace("-", "−")
+
+
+def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    head = f"| {' | '.join(titles)} |".replace("|  |", "| |")
+    return [head, "|---" * len(titles) + "|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def methods(rows: Rows) -> list[str]:
+    """The methods of the rows, in their order."""
+    return list(dict.fromkeys(row["label"] for row in rows))
 
 
 def _beyond(rows: Rows, method: str) -> str:

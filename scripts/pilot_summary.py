@@ -9,9 +9,9 @@ half of Student's 95 % t-interval, without an attack and under the worst one of 
 episodes), and the share of greedy decisions that the strongest PGD of size 0.1 changes; ▲ and ▼ are better
 and worse than PPO, by the interval of the difference (Welch's t, 95 %, not corrected for the number of
 comparisons). Where a game reports the share of agents who succeed, that in % stands for the return. Then how
-training ended; of crossplay, every opponent and what best responses leave; of minimax, its inner loop and the
-verdicts on its hypotheses (minimax_verdicts.py), and its tuning. A method appears once it has been evaluated
-with every seed.
+training ended; of crossplay, every opponent and what best responses leave (crossplay_tables.py); of minimax,
+its inner loop and the verdicts on its hypotheses (minimax_verdicts.py), and its tuning. A method appears once
+it has been evaluated with every seed.
 
 --collect STUDY ... first gathers the tables from studies/pilot, or from the studies of minimax:
 training.parquet with the curves of finished runs, and the results.parquet of minimax without single episodes.
@@ -29,12 +29,22 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pyarrow.parquet
+from crossplay_tables import by_side, matrix, response_table
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from minimax_verdicts import INNER, PLAIN, inner_table, label, score_by_seed, verdicts
+from minimax_verdicts import (
+    INNER,
+    PLAIN,
+    inner_table,
+    interval,
+    label,
+    markdown,
+    methods,
+    score_by_seed,
+    verdicts,
+)
 
 from marl_aajr.core.checks import grouped
-from marl_aajr.evaluation.outcomes import OWN
 from marl_aajr.report.estimates import Estimate, number
 from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.runs import runs as runs_of
@@ -164,49 +174,7 @@ def _order(row: Mapping[str, Any]) -> tuple[bool, str]:
 
 def by_game(rows: Rows) -> dict[str, Rows]:
     """The rows of each environment."""
-    return {
-        game: [row for row in rows if row["game"] == game] for game in dict.fromkeys(r["game"] for r in rows)
-    }
-
-
-def by_side(rows: Rows) -> dict[str, Rows]:
-    """The rows against the own side, and means over the pool, of each opponent under the worst attack."""
-    counted = [row for row in rows if row["epsilon"] is not None and (row["worst"] or not row["epsilon"])]
-    met = grouped(((row["run"], row["epsilon"]), row) for row in counted if row["opponent"] != OWN)
-    means = [{**of[0], "return": fmean(row["return"] for row in of)} for of in met.values()]
-    return {
-        "against their own prey": [row for row in counted if row["opponent"] == OWN],
-        "mean over the pool": means,
-    }
-
-
-def matrix(rows: Rows) -> list[str]:
-    """Lines of Markdown: the mean return of each method against each opponent, without an attack."""
-    clean = [row for row in rows if row["attack"] == "none"]
-    opponents = list(dict.fromkeys(row["opponent"] for row in clean))
-    lines = [f"| | {' | '.join(opponents)} |", "|---" * (len(opponents) + 1) + "|"]
-    for method in dict.fromkeys(row["label"] for row in clean):
-        met = grouped((row["opponent"], row["return"]) for row in clean if row["label"] == method)
-        lines.append(f"| {method} | {' | '.join(f'{fmean(met[name]):.1f}' for name in opponents)} |")
-    return lines
-
-
-def response_table(rows: Rows) -> list[str]:
-    """Lines of Markdown: what a best response leaves to each method, and what is lost to it."""
-    lines = ["| | own prey | best response | lost |", "|---|---|---|---|"]
-    for method in dict.fromkeys(row["label"] for row in rows):
-        home = score_by_seed([row for row in rows if row["opponent"] == OWN], method, 0.0)
-        met = {
-            row["seed"]: row["return"]
-            for row in rows
-            if (row["label"], row["attack"]) == (method, "best-response")
-        }
-        lost = {seed: home[seed] - left for seed, left in met.items()}
-        cells = (
-            Estimate.over("runs", [of[seed] for seed in sorted(home)], level=0.95) for of in (home, met, lost)
-        )
-        lines.append(f"| {method} | {' | '.join(_interval(each) for each in cells)} |")
-    return lines
+    return grouped((row["game"], row) for row in rows)
 
 
 def complete(rows: Rows) -> dict[str, Rows]:
@@ -220,47 +188,39 @@ def complete(rows: Rows) -> dict[str, Rows]:
 
 def table(rows: Rows) -> list[str]:
     """Lines of Markdown: a row per method, of one kind of actions."""
-    sizes = " | ".join(f"ε = {epsilon:g}" for epsilon in EPSILONS[1:])
     strong = any(row["attack"] == "pgd-strong" for row in rows)
-    lines = [
-        f"| | no attack | {sizes} |{' decisions changed |' if strong else ''}",
-        "|---" * (6 if strong else 5) + "|",
-    ]
-    for method in dict.fromkeys(row["label"] for row in rows):
+    sizes = [f"ε = {epsilon:g}" for epsilon in EPSILONS[1:]]
+    lines = []
+    for method in methods(rows):
         found = ((estimate(rows, method, epsilon), estimate(rows, PLAIN, epsilon)) for epsilon in EPSILONS)
         cells = [_cell(ours, plain) for ours, plain in found]
-        cells += [f"{_changed(rows, method):.0%}"] if strong else []
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return lines
+        lines.append([method, *cells, *[f"{_changed(rows, method):.0%}"] * strong])
+    return markdown(["", "no attack", *sizes, *["decisions changed"] * strong], lines)
 
 
 def tuning_table(rows: Rows) -> list[str]:
     """Lines of Markdown: the single run of every setting that was tried, without and under attack."""
-    lines = ["| tried | no attack | ε = 0.1 |", "|---|---|---|"]
-    for method in dict.fromkeys(row["label"] for row in rows):
+    lines = []
+    for method in methods(rows):
         found = (score_by_seed(rows, method, epsilon) for epsilon in (0.0, 0.1))
         cells = (number(score, decimals=1) for scores in found for score in scores.values())
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return lines
+        lines.append([method, *cells])
+    return markdown(("tried", "no attack", "ε = 0.1"), lines)
 
 
 def training_table(rows: Rows) -> list[str]:
     """Lines of Markdown: the end of training, means over the runs of what any of them has."""
-    named = {
-        "return": "return_mean",
-        "entropy (nats)": "entropy",
-        "logit scale": "logit_scale",
-        "gain": "gain",
-    }
+    named = {"return": "return_mean", "entropy (nats)": "entropy"}
+    named |= {"logit scale": "logit_scale", "gain": "gain"}
     known = {title: name for title, name in named.items() if any(row.get(name) is not None for row in rows)}
-    lines = [f"| | {' | '.join(known)} |", "|---" * (len(known) + 1) + "|"]
-    last = max(row["iteration"] for row in rows) - LAST
-    for method in dict.fromkeys(row["label"] for row in rows):
+    last, lines = max(row["iteration"] for row in rows) - LAST, []
+    for method in methods(rows):
         ends = [row for row in rows if row["label"] == method and row["iteration"] > last]
         kept = ([row[name] for row in ends if row[name] is not None] for name in known.values())
-        cells = (f"{fmean(values):.2f}".replace("-", "−") if values else "" for values in kept)
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return lines
+        lines.append(
+            [method, *(f"{fmean(values):.2f}".replace("-", "−") if values else "" for values in kept)]
+        )
+    return markdown(["", *known], lines)
 
 
 def estimate(rows: Rows, method: str, epsilon: float) -> Estimate:
@@ -291,12 +251,12 @@ def draw(games: Mapping[str, Rows]) -> Figure:
 
 def _draw_panel(axes: Axes, rows: Rows) -> None:
     turns = dict.fromkeys(_COLOURS, 0)
-    methods = {row["label"]: json.loads(row["config"])["method"]["name"] for row in rows}
-    for place, (method, family) in enumerate(methods.items()):
+    families = {row["label"]: json.loads(row["config"])["method"]["name"] for row in rows}
+    for place, (method, family) in enumerate(families.items()):
         estimates = [estimate(rows, method, epsilon) for epsilon in EPSILONS]
         errors = [0.0 if e.high is None else e.high - e.mean for e in estimates]
         axes.errorbar(
-            [epsilon + (place - len(methods) / 2) * 0.0012 for epsilon in EPSILONS],  # bars side by side
+            [epsilon + (place - len(families) / 2) * 0.0012 for epsilon in EPSILONS],  # bars side by side
             [e.mean for e in estimates],
             yerr=errors,
             label=method,
@@ -323,12 +283,7 @@ def _changed(rows: Rows, method: str) -> float:
 def _cell(found: Estimate, plain: Estimate) -> str:
     """Mean and half interval; better or worse than plain PPO by the interval of the difference (Welch)."""
     mark = " ▲" if found.minus(plain).positive else " ▼" if plain.minus(found).positive else ""
-    return f"{_interval(found)}{mark}"
-
-
-def _interval(found: Estimate) -> str:
-    half = "" if found.high is None else f" ± {found.high - found.mean:.1f}"
-    return f"{found.mean:.1f}{half}".replace("-", "−")
+    return f"{interval(found)}{mark}"
 
 
 if __name__ == "__main__":
