@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from pettingzoo.utils.env import AECEnv, ParallelEnv
+from pettingzoo.utils.env import AECEnv
 from pettingzoo.utils.wrappers import BaseParallelWrapper, BaseWrapper
 
 from marl_aajr.core.channels import Channel
@@ -102,15 +102,19 @@ class _Reader:
         return {agent: self.read(self.spaces[agent], obs) for agent, obs in seen.items()}
 
 
-class _TokenizedParallel(BaseParallelWrapper[Any, Any, Any]):
-    def __init__(self, env: ParallelEnv[Any, Any, Any], reader: _Reader) -> None:
-        super().__init__(env)
+class _Tokenized:
+    """What the environments of both kinds have in common; a wrapper stands behind it."""
+
+    def __init__(self, env: Any, reader: _Reader) -> None:
+        super().__init__(env)  # type: ignore[call-arg]
         self._reader, self.words, self.channels = reader, reader.words, reader.channels
         self.observation_spaces = {agent: reader.space(space) for agent, space in reader.spaces.items()}
 
     def observation_space(self, agent: Any) -> spaces.Space[Any]:
         return self.observation_spaces[agent]
 
+
+class _TokenizedParallel(_Tokenized, BaseParallelWrapper[Any, Any, Any]):
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         seen, infos = self.env.reset(seed=seed, options=options)
         return self._reader.each(seen), infos
@@ -120,15 +124,7 @@ class _TokenizedParallel(BaseParallelWrapper[Any, Any, Any]):
         return self._reader.each(seen), *rest
 
 
-class _TokenizedTurns(BaseWrapper[Any, Any, Any]):
-    def __init__(self, env: AECEnv[Any, Any, Any], reader: _Reader) -> None:
-        super().__init__(env)
-        self._reader, self.words, self.channels = reader, reader.words, reader.channels
-        self.observation_spaces = {agent: reader.space(space) for agent, space in reader.spaces.items()}
-
-    def observation_space(self, agent: Any) -> spaces.Space[Any]:
-        return self.observation_spaces[agent]
-
+class _TokenizedTurns(_Tokenized, BaseWrapper[Any, Any, Any]):
     def observe(self, agent: Any) -> Any:
         return self._reader.read(self._reader.spaces[agent], self.env.observe(agent))
 
