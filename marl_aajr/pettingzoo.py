@@ -57,7 +57,8 @@ def attacked(
 
     Returns:
         The environment, with its own keys of agents; observation spaces of attacked agents with bounds are
-        wider by ε, and of float32 where they were of float16, which would round δ away.
+        wider by ε, and of float32 where they were of float16, which would round δ away. Agents that read are
+        shown other words, by an attack on words.
 
     Raises:
         ValueError: an unknown agent, a victim that does not fit the environment, or an attack that does not

@@ -26,7 +26,13 @@ from marl_aajr.attacks.faults import FAULTS, Fault
 from marl_aajr.attacks.gradient import FGSM, PGD, CriticPGD, MarginPGD, TargetedPGD
 from marl_aajr.attacks.gradient_free import GaussianNoise, SquareAttack, UniformNoise, WorstNoise
 from marl_aajr.attacks.messages import RandomMessages, WorstMessages
-from marl_aajr.attacks.substitution import ExhaustiveWords, GradientWords, GreedyWords, RandomWords
+from marl_aajr.attacks.substitution import (
+    ExhaustiveWords,
+    GradientWords,
+    GreedyWords,
+    RandomWords,
+    WordAttack,
+)
 from marl_aajr.attacks.transfer import Transfer
 from marl_aajr.core.checks import made, one_of
 from marl_aajr.core.threat import PerturbationSet, Unlimited
@@ -55,6 +61,7 @@ __all__ = [
     "TargetedPGD",
     "Transfer",
     "UniformNoise",
+    "WordAttack",
     "WorstMessages",
     "WorstNoise",
     "attack_class",

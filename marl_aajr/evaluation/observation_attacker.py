@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from marl_aajr.attacks import Attack, attack_class, make_attack
+from marl_aajr.attacks import Attack, WordAttack, attack_class, make_attack
 from marl_aajr.attacks.episode_memory import EpisodeMemory
 from marl_aajr.core.channels import NO_CHANNELS, Channels, check_channels
 from marl_aajr.core.environment_values import agent_name, agent_names, as_array, named, own_key, split
 from marl_aajr.core.flat_observations import FlatBox
+from marl_aajr.core.token_network import TokenNetwork
 from marl_aajr.evaluation.admission import check_attack, settle_units
 from marl_aajr.evaluation.outcomes import Units
 from marl_aajr.evaluation.prepared_attack import prepare, reachable
@@ -80,6 +81,17 @@ class ObservationAttacker:
                 f"expected a policy that reads an array to attack in somebody's loop, got one that reads "
                 f"{victim.observation_spaces[flat[0]].structure} of {flat[0]!r}, flattened; evaluate it"
             )
+        self._readers = {
+            agent: network.embeddings.detach() / network.unit
+            for agent in agents
+            if isinstance(network := victim.modules[victim.module_of[agent]], TokenNetwork)
+        }
+        if self._readers and not isinstance(self.attack, WordAttack):
+            raise ValueError(
+                "expected an attack on words, such as words-greedy, to show agents that read, got "
+                f"{self.attack.name!r} for {next(iter(self._readers))!r}, which moves embeddings to where no "
+                "word is; evaluate the victim under it"
+            )
         units = settle_units(units, victim, agents)
         check_attack(self.attack, victim, list(agents), channels)
         self._prepared = {a: prepare(self.attack, victim, a, units=units, channels=channels) for a in agents}
@@ -134,8 +146,8 @@ class ObservationAttacker:
         self._generators.proceed()
 
     def space(self, agent: Any, space: gym.Space[Any]) -> gym.Space[Any]:
-        """The space of what an agent is shown: that of what it sees, of floats and wider by ε, or endless."""
-        if (name := agent_name(agent)) not in self._prepared:
+        """The space of what an agent is shown: that of what it sees; of floats wider by ε, or endless."""
+        if (name := agent_name(agent)) not in self._prepared or name in self._readers:
             return space
         if isinstance(space, gym.spaces.Dict):
             key = own_key(space)
@@ -148,8 +160,11 @@ class ObservationAttacker:
 
     def _perturbed(self, agent: str, seen: Any, delta: Tensor) -> Any:
         obs = as_array(split(seen)[0], self._box(agent).shape, np.float64)
-        change = (delta.double() * self._unit(agent)).reshape(obs.shape).numpy()
-        shown = (obs + change).astype(_float_type(self._box(agent)))
+        if (table := self._readers.get(agent)) is not None:
+            shown = _written(obs, delta, table).astype(self._box(agent).dtype)
+        else:
+            change = (delta.double() * self._unit(agent)).reshape(obs.shape).numpy()
+            shown = (obs + change).astype(_float_type(self._box(agent)))
         return {**seen, own_key(seen): shown} if isinstance(seen, Mapping) else shown
 
     def _box(self, agent: str) -> gym.spaces.Box:
@@ -175,6 +190,14 @@ class ObservationAttacker:
         room = np.nextafter(reach.reshape(space.shape).numpy().astype(kind), np.inf)
         low, high = np.nextafter(space.low - room, -np.inf), np.nextafter(space.high + room, np.inf)
         return gym.spaces.Box(low.astype(kind), high.astype(kind), dtype=kind.type)
+
+
+def _written(tokens: np.ndarray[Any, Any], delta: Tensor, table: Tensor) -> np.ndarray[Any, Any]:
+    """The words `[L]` whose embeddings are those of `tokens` and δ `[L·e]`, by the table of all `[V, e]`."""
+    known = torch.from_numpy(tokens).long().flatten()
+    moved = delta.view(len(known), -1)
+    nearest = torch.cdist(table[known] + moved, table).argmin(-1)
+    return torch.where((moved != 0).any(-1), nearest, known).view(tokens.shape).numpy()
 
 
 def _float_type(space: gym.spaces.Box) -> np.dtype[Any]:

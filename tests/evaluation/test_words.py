@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from marl_aajr.envs.bargain_v0 import batched_env
+from marl_aajr.envs.bargain_v0 import batched_env, parallel_env
 from torch import Tensor, nn
 
 from marl_aajr import Victim, evaluate
-from marl_aajr.attacks import Attack
+from marl_aajr.attacks import Attack, make_attack
 from marl_aajr.core.token_network import TokenNetwork
 from marl_aajr.core.word_budget import WordBudget
 from marl_aajr.evaluation.outcomes import AttackOutcome
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.evaluation.word_checks import word_objective_checks, word_return_checks
+from marl_aajr.pettingzoo import attacked
 from marl_aajr.report import write_report
+from marl_aajr.rollout.environment_channels import channels_of
 from tests.report.factory import config, write_run
 
 BARGAIN = "marl_aajr.envs.bargain_v0"
@@ -67,6 +69,31 @@ def team(network: TokenNetwork) -> Victim:
         action_spaces=env.action_spaces,
         env_name=BARGAIN,
     )
+
+
+def test_readers_are_shown_other_words_in_somebodys_loop() -> None:
+    """What a word attack writes, and as much of it as an evaluation plays; the channel's words alone."""
+    attack = make_attack("words-greedy", epsilon=2, channels=["messages"])
+    plain, victim = parallel_env(), team(Listener())
+    env = attacked(parallel_env(), attack, victim, agents=["bob"], seed=3)
+    words, changed = batched_env(1).words, 0
+    heard = set(channels_of(plain, plain.observation_spaces, name="")["bob"]["messages"].features)
+    for seed in range(4):
+        true, shown = plain.reset(seed=seed)[0], env.reset(seed=seed)[0]
+        while plain.agents:
+            assert env.observation_space("bob").contains(shown["bob"])
+            assert (shown["alice"] == true["alice"]).all()
+            other = (shown["bob"] != true["bob"]).nonzero()[0].tolist()
+            assert len(other) <= 2
+            assert set(other) <= heard
+            pairs = ((int(shown["bob"][i]), int(true["bob"][i])) for i in other)
+            assert all(words.synonyms[one] == words.synonyms[same] for one, same in pairs)
+            changed += len(other)
+            actions = victim.act(true, infos={})
+            true, shown = plain.step(actions)[0], env.step(actions)[0]
+    assert changed > 0
+    with pytest.raises(ValueError, match=r"an attack on words, .* to show agents that read, got 'pgd'"):
+        attacked(parallel_env(), "pgd", victim, epsilon=0.1)
 
 
 @pytest.fixture(scope="module")
