@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +16,7 @@ from marl_aajr.adversaries.game_settings import Threat, victim_folder
 from marl_aajr.adversaries.kinds import DEFAULTS, OBSERVERS, Kind, KindDefaults
 from marl_aajr.adversaries.observation_game import GAME as OBSERVATION_GAME
 from marl_aajr.adversaries.observation_game import ObservationThreat
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.threat import Norm
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.teams import choose_agents
@@ -81,11 +83,16 @@ class AdversaryRequest(Section):
             raise ValueError(f"expected a search of at most {most} settings, got {self.tries}")
         if self.observes and self.epsilon is None:
             raise ValueError(f"expected an epsilon for the adversary {self.kind!r}, got none; give one")
-        if not self.observes and (self.epsilon is not None or self.joint):
+        if not self.observes and (self.epsilon is not None or self.joint or "channels" in self.threat):
             raise ValueError(
-                f"expected no epsilon and no joint adversary for {self.kind!r}, which changes no "
-                "observation; leave them out"
+                f"expected no epsilon and no joint adversary for {self.kind!r}, and no channels: it changes "
+                "no observation; leave them out"
             )
+        game = ObservationThreat if self.observes else AgentThreat
+        taken = {*type(self).model_fields, *(field.name for field in fields(Threat))}
+        own = [field.name for field in fields(game) if field.name not in taken]
+        for name in self.threat:
+            one_of(f"settings in the threat of {self.kind!r}", name, own)
         if (self.alpha is not None and self.kind != "traitor") or (self.mixed and self.alpha is None):
             raise ValueError(
                 f"expected alpha of a traitor, and mixed with alpha, got alpha {self.alpha} and mixed "
@@ -124,18 +131,19 @@ class AdversaryRequest(Section):
     def name(self) -> str:
         """A folder's name for it: `sa-rl-eps0.1`, `pa-ad-eps0.2-l2-joint-s3`, `traitor-agent_1`.
 
-        What `threat` adds is told apart by a digest.
+        What `threat` adds beside channels is told apart by a digest.
         """
-        threat = json.dumps(self.threat, sort_keys=True)
+        threat = dict(self.threat)
         parts = [
             "" if self.epsilon is None else f"eps{self.epsilon:g}",
             "" if self.norm == "linf" else self.norm,
             "" if self.units == "raw" else self.units,
             "" if self.actions == "greedy" else self.actions,
             "joint" if self.joint else "",
+            *(threat.pop("channels", None) or ()),
             "" if self.alpha is None else f"{'mix' if self.mixed else 'alpha'}{self.alpha:g}",
             *(self.agents or ()),
-            hashlib.sha256(threat.encode()).hexdigest()[:8] if self.threat else "",
+            hashlib.sha256(json.dumps(threat, sort_keys=True).encode()).hexdigest()[:8] if threat else "",
             "" if self.seed == 0 else f"s{self.seed}",
         ]
         return "-".join([self.kind, *(part for part in parts if part)])

@@ -5,17 +5,17 @@ A file in RUN/certificates is `Certificate.model_dump_json()`, and `Certificate.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, FiniteFloat
 
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.evaluation.attack_entries import Attacks
 from marl_aajr.evaluation.outcomes import AttackSpec, Radius, ResultModel, Units
-from marl_aajr.evaluation.protocol import Sizes, SmoothingText
+from marl_aajr.evaluation.protocol import ChannelNames, Sizes, SmoothingText
 from marl_aajr.evaluation.result import PlayedEnvironment
 from marl_aajr.training.fields import AgentNames, Count, Positive, Section, Whole, some
-from marl_aajr.victims.smoothing import ReadSmoothing
+from marl_aajr.victims.noise import ReadSmoothing
 
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 Numbers = float | tuple[float, ...]
@@ -31,6 +31,8 @@ class CertificateRequest(Section):
             said where a policy has a filter.
         mask: per feature of an observation, whether it can be perturbed; None: all can.
         scale: per feature, the size > 0 of one unit of epsilon; None: 1.
+        channels: channels of observations that can be perturbed, such as `messages`, as the environment or
+            `env.channels` names them; agents that observe none of them are left out; None: all.
         low: lower bound of perturbed observations, a number or one per feature; None: none.
         high: upper bound of perturbed observations, a number or one per feature; None: none.
         attacks: names of `list attacks`, played on the same decisions. Without any they are `pgd-margin` from
@@ -51,6 +53,7 @@ class CertificateRequest(Section):
     units: Units | None = None
     mask: tuple[bool, ...] | None = None
     scale: tuple[Positive, ...] | None = None
+    channels: Annotated[ChannelNames, AfterValidator(some)] | None = None
     low: Numbers | None = None
     high: Numbers | None = None
     attacks: Attacks = ()
@@ -64,8 +67,12 @@ class CertificateRequest(Section):
 
     def perturbations(self, epsilon: float) -> PerturbationSet:
         """The set of one size, in `units`."""
-        limits = {name: getattr(self, name) for name in ("norm", "mask", "scale", "low", "high")}
-        return PerturbationSet(epsilon=epsilon, **limits)
+        return PerturbationSet(epsilon=epsilon, norm=self.norm, **self.limits)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What limits the set beside its size, by name."""
+        return {name: getattr(self, name) for name in ("mask", "scale", "channels", "low", "high")}
 
 
 class CertifiedSize(ResultModel):
@@ -123,7 +130,7 @@ class Certificate(ResultModel):
         episodes: how many.
         decisions: how many of them in all.
         continuous: whether actions are Box.
-        perturbations: mask, scale and limits of the perturbation set, where there are some.
+        perturbations: mask, scale, channels and limits of the perturbation set, where there are some.
         votes: how votes were certified; None: bounds certified what one pass decides.
         attacks: as they were run, at the first size.
         sizes: one for each ε, the smallest first.
@@ -142,7 +149,7 @@ class Certificate(ResultModel):
     episodes: int = Field(ge=1)
     decisions: int = Field(ge=1)
     continuous: bool = False
-    perturbations: dict[str, Numbers | tuple[bool, ...]] = Field(default_factory=dict)
+    perturbations: dict[str, Numbers | tuple[bool, ...] | tuple[str, ...]] = Field(default_factory=dict)
     votes: Votes | None = None
     attacks: tuple[AttackSpec, ...]
     sizes: tuple[CertifiedSize, ...] = Field(min_length=1)

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from marl_aajr.certificates.decisions import Decisions, clean_decisions
 from marl_aajr.certificates.margins import DecisionBounds, Margins, bounded
 from marl_aajr.certificates.sandwich import Changes, attack, attacks_of, check
 from marl_aajr.certificates.votes import VoteBounds, VotedDecisions, check_samples, together
+from marl_aajr.core.channels import Channels, check_channels, held_together, who_observes
 from marl_aajr.core.distributions import DiagGaussian
 from marl_aajr.core.seeds import Purpose, derived_seed, one_torch_thread
 from marl_aajr.core.threat import PerturbationSet
@@ -33,7 +33,7 @@ from marl_aajr.rollout.teams import announce, choose_agents
 from marl_aajr.training.files import write_json
 from marl_aajr.victims import Victim, smoothed
 from marl_aajr.victims.filters import at_network
-from marl_aajr.victims.smoothing import as_smoothing
+from marl_aajr.victims.noise import as_smoothing
 from marl_aajr.victims.spaces import check_match
 
 _COPIES = 50
@@ -129,6 +129,8 @@ def _certified(victim: Victim, spec: EnvironmentSpec, request: CertificateReques
         check_match(victim, env)
         agents = choose_agents(env.teams, request.team, request.agents)
         team = env.teams[agents[0]]
+        check_channels(request.channels, env.channels, agents, env=spec.name)
+        agents = list(who_observes(request.channels, env.channels, agents))
         announce(spec.name, env.teams, attacked=team)
         units = settle_units(request.units, victim, agents)
         if request.smoothing is not None:
@@ -136,21 +138,22 @@ def _certified(victim: Victim, spec: EnvironmentSpec, request: CertificateReques
                 victim, request.smoothing, agents=[a for a in env.teams if env.teams[a] == team]
             )
         kinds = {isinstance(victim.distribution(agent), DiagGaussian) for agent in agents}
-        _check(victim, agents, request)
+        _check(victim, agents, request, env.channels)
         groups = clean_decisions(
             victim,
             env,
             agents,
             episodes=request.episodes,
             seed=request.seed,
-            on_episode=partial(_episode, tell, request.episodes),
+            on_episode=lambda done: tell("playing", done, request.episodes),
         )
     look = _look if request.smoothing is None else _look_at_votes
-    found = [look(victim, group, request, units=units, tell=tell) for group in groups]
+    found = [
+        look(victim, group, _held(request, group, env.channels), units=units, tell=tell) for group in groups
+    ]
     sizes = sorted(request.epsilons)
     whole = together([one for each in found for one in each.voted])
     total = sum(len(group) for group in groups)
-    given = {name: getattr(request, name) for name in ("mask", "scale", "low", "high")}
     return Certificate(
         env=PlayedEnvironment(name=spec.name, kwargs=dict(spec.kwargs)),
         teams=dict(env.teams),
@@ -162,7 +165,7 @@ def _certified(victim: Victim, spec: EnvironmentSpec, request: CertificateReques
         episodes=request.episodes,
         decisions=total,
         continuous=kinds == {True},
-        perturbations={name: value for name, value in given.items() if value is not None},
+        perturbations={name: value for name, value in request.limits.items() if value is not None},
         votes=_votes(request, found),
         attacks=tuple(map(AttackSpec.of, attacks_of(request, groups[0].policy, sizes[0]))),
         sizes=tuple(_size(epsilon, place, found, total, whole) for place, epsilon in enumerate(sizes)),
@@ -172,11 +175,19 @@ def _certified(victim: Victim, spec: EnvironmentSpec, request: CertificateReques
     )
 
 
-def _episode(tell: Told, total: int, done: int) -> None:
-    tell("playing", done, total)
+def _held(
+    request: CertificateRequest, group: Decisions, channels: Mapping[str, Channels]
+) -> CertificateRequest:
+    """The request with a mask in the place of the channels that it names."""
+    known = {agent: channels.get(agent, {}) for agent in group.names}
+    own = held_together(request.perturbations(1.0), known, group.inputs.shape[-1])
+    assert own is not None
+    return request.changed(channels=None, mask=own.mask)
 
 
-def _check(victim: Victim, agents: Sequence[str], request: CertificateRequest) -> None:
+def _check(
+    victim: Victim, agents: Sequence[str], request: CertificateRequest, channels: Mapping[str, Channels]
+) -> None:
     """Refuse what cannot be bounded or attacked before anything is played."""
     for agent in agents:
         policy = victim.policy(agent)
@@ -185,12 +196,7 @@ def _check(victim: Victim, agents: Sequence[str], request: CertificateRequest) -
         else:
             check_samples(policy.distribution, samples=request.samples, alpha=request.alpha)
         for each in attacks_of(request, policy, min(request.epsilons)):
-            if not each.ready or each.acts_jointly:
-                raise ValueError(
-                    f"expected attacks that need no training against single decisions, got {each.name!r}; "
-                    "evaluate the policy under it"
-                )
-            check_attack(each, victim, [agent])
+            check_attack(each, victim, [agent], channels)
 
 
 def _look(
@@ -285,12 +291,8 @@ def _file_name(certificate: Certificate) -> str:
     """Says the seed and the episodes, and differs where anything asked for does."""
     names = {"env", "team", "agents", "units", "norm", "perturbations", "attacks"}
     asked = certificate.model_dump(mode="json", include=names)
-    if certificate.votes is not None:
-        asked["votes"] = [
-            str(certificate.votes.smoothing),
-            certificate.votes.samples,
-            certificate.votes.alpha,
-        ]
+    if (votes := certificate.votes) is not None:
+        asked["votes"] = [str(votes.smoothing), votes.samples, votes.alpha]
     asked["epsilons"] = [size.epsilon for size in certificate.sizes]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:8]
     return f"seed{certificate.seed}-episodes{certificate.episodes}-{digest}.json"

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from marl_aajr.attacks import Attack, greedy_action_changed, make_attack
+from marl_aajr.attacks import Attack, Fault, greedy_action_changed, make_attack
 from marl_aajr.certificates.certificate import CertificateRequest
 from marl_aajr.certificates.decisions import Decisions
 from marl_aajr.core.distributions import DiagGaussian
 from marl_aajr.core.seeds import Purpose, stream
 from marl_aajr.core.threat import PerturbationSet
+from marl_aajr.evaluation.attack_entries import AttackEntry
 from marl_aajr.victims.victim_policy import VictimPolicy
 
 _DISCRETE: Mapping[str, Mapping[str, int]] = {
@@ -52,12 +53,31 @@ class Changes:
 def attacks_of(request: CertificateRequest, policy: VictimPolicy, epsilon: float) -> list[Attack]:
     """The attacks of a request at one size, in its units; where it names none, those that fit the policy."""
     if request.attacks:
-        attacks = [entry.at(epsilon, norm=request.norm) for entry in request.attacks]
+        attacks = [_within(entry, request) for entry in request.attacks]
     else:
         continuous = isinstance(policy.distribution, DiagGaussian)
         ours = (_CONTINUOUS if continuous else _DISCRETE).items()
         attacks = [make_attack(name, epsilon=epsilon, **settings) for name, settings in ours]
     return [replace(attack, perturbations=request.perturbations(epsilon)) for attack in attacks]
+
+
+def _within(entry: AttackEntry, request: CertificateRequest) -> Attack:
+    """An attack that was asked for; `ValueError`: it has no place in the sets of the certificate."""
+    attack = entry.at(1.0, norm=request.norm)
+    lasts = isinstance(attack, Fault) or not attack.ready or attack.acts_jointly
+    if lasts or not attack.sized or request.norm not in attack.norms:
+        raise ValueError(
+            f"expected attacks in a ball of ε in {request.norm} that need no training against single "
+            f"decisions, got {attack.name!r} ({attack.summary}); take pgd or square, and evaluate the policy "
+            f"under {attack.name!r}"
+        )
+    if entry.epsilon is not None or attack.perturbations != PerturbationSet(epsilon=1.0, norm=request.norm):
+        raise ValueError(
+            f"expected {attack.name!r} without a set of its own, as a certificate and its attacks share one, "
+            f"got {attack.perturbations}; say it of the certificate: --epsilon, --norm, --channel, --mask, "
+            "--scale, --low or --high"
+        )
+    return attack
 
 
 def attack(decisions: Decisions, attacks: Sequence[Attack], *, seed: int) -> Changes:

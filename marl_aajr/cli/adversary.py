@@ -32,6 +32,7 @@ HELP = guide(
     "on; a second one stops at once.",
     "marl-aajr adversary train runs/study-3 --kind pa-ad --epsilon 0.1",
     "marl-aajr adversary train runs/study-3 --kind sa-rl --epsilon 0.1 --joint",
+    "marl-aajr adversary train runs/talk-3 --kind sa-rl --epsilon 0.1 --channel messages",
     "marl-aajr adversary train runs/study-3 --kind traitor --agents agent_0",
     "marl-aajr adversary train runs/study-3 --kind traitor --agents agent_0 --alpha 0.1",
     "marl-aajr adversary train runs/tag-3 --kind best-response",
@@ -44,6 +45,12 @@ SETTINGS = options(
     "marl_aajr.adversaries.request.AdversaryRequest",
     "kind epsilon norm units agents joint alpha mixed actions search seeds warm_start env_steps seed",
     repeated=["agents"],
+) + options(
+    "marl_aajr.adversaries.observation_game.ObservationThreat",
+    "channels",
+    under="threat",
+    flags={"channels": "--channel"},
+    repeated=["channels"],
 )
 
 
@@ -94,7 +101,7 @@ def _request(
     """The adversary that the command line means, and the victims' run."""
     from marl_aajr.adversaries.request import AdversaryRequest
     from marl_aajr.adversaries.store import request_of
-    from marl_aajr.training.fields import validated
+    from marl_aajr.training.fields import put, validated
 
     if resume:
         if out is None or victim_run is not None or "kind" in asked:
@@ -102,7 +109,10 @@ def _request(
         return request_of(out)
     if victim_run is None or "kind" not in asked:
         raise ValueError("expected VICTIM_RUN and --kind; see marl-aajr adversary train --help")
-    return validated(AdversaryRequest, asked), victim_run
+    given: dict[str, Any] = {}
+    for key, value in asked.items():
+        put(given, key, value)
+    return validated(AdversaryRequest, given), victim_run
 
 
 def _report(folder: Path, victims: Path, console: Console, *, stopped: int) -> None:

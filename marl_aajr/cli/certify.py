@@ -34,6 +34,7 @@ HELP = guide(
     "marl-aajr certify runs/study-3",
     "marl-aajr certify runs/study-3 --epsilon 0.005 --epsilon 0.02",
     "marl-aajr certify runs/study-3 --norm l2 --epsilon 0.1 --episodes 50",
+    "marl-aajr certify runs/talk-3 --channel messages",
     "marl-aajr certify runs/study-3 --smoothing 0.1:100 --norm l2 --epsilon 0.1",
     "marl-aajr certify runs/tag-3 --team adversary --agents adversary_0",
     "marl-aajr certify runs/study-3 --json > certificate.json",
@@ -41,11 +42,17 @@ HELP = guide(
 
 SETTINGS = options(
     "marl_aajr.certificates.certificate.CertificateRequest",
-    "epsilons norm units attacks smoothing samples alpha episodes seed team agents",
-    flags={"attacks": "--attack", "epsilons": "--epsilon"},
-    metavars={"smoothing": "SIGMA:SAMPLES"},
+    "epsilons norm units channels mask scale low high attacks smoothing samples alpha episodes seed team "
+    "agents",
+    flags={"attacks": "--attack", "epsilons": "--epsilon", "channels": "--channel"},
+    metavars={
+        "smoothing": "SIGMA:SAMPLES",
+        "mask": "true|false,…",
+        "low": "FLOAT|LIST",
+        "high": "FLOAT|LIST",
+    },
     defaults={"attacks": "gradient attacks from several starts"},
-    repeated=["attacks", "epsilons", "agents"],
+    repeated=["attacks", "epsilons", "channels", "agents"],
 )
 
 
@@ -65,8 +72,8 @@ def certify(
         run (RUN): A finished run's folder, a saved victim's, or an RLlib checkpoint.
         env (NAME): Environment of an RLlib checkpoint, which does not know it: a name of `list envs` or an
             import path. Its arguments: --set env.kwargs.N=5.
-        set_ (KEY=VALUE): An argument of --env, such as env.kwargs.N=5, or who plays with whom, env.teams=…;
-            may be repeated.
+        set_ (KEY=VALUE): An argument of --env, such as env.kwargs.N=5, or who plays with whom, env.teams=…,
+            or what observations consist of, env.channels=…; may be repeated.
         out (FILE.json): Where the certificate is kept. Default: see above.
         json_: Print one object, as kept in RUN/certificates; see above.
         typed: What was given of `SETTINGS`.

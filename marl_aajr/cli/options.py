@@ -70,7 +70,7 @@ class Option:
         """The option as typer wants it."""
         kind: Any = list[str] if self.repeated else str
         flag = self.flag
-        if self.setting.kind == "bool":
+        if self.setting.kind == "bool" and not self.setting.many:
             kind = bool
             flag += "" if self.setting.default is False else f"/--no-{self.flag.removeprefix('--')}"
         option = typer.Option(

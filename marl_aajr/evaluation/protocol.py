@@ -27,7 +27,7 @@ from marl_aajr.evaluation.variations import read_variations
 from marl_aajr.rollout.disturbances import read_disturbances
 from marl_aajr.training.fields import AgentNames, Count, Positive, Section, Whole, once, some, validated
 from marl_aajr.training.files import Key, load_yaml
-from marl_aajr.victims.smoothing import Smoothing, as_smoothing
+from marl_aajr.victims.noise import Smoothing, as_smoothing
 
 _FILE = "suites.yaml"
 _REQUIRED = ("summary", "episodes", "selection_episodes", "actions", "units", "epsilons", "attacks")

@@ -40,7 +40,7 @@ from marl_aajr.evaluation.outcomes import (
 )
 from marl_aajr.evaluation.threats import ThreatOutcome
 from marl_aajr.evaluation.worst_attack import WorstAttack
-from marl_aajr.victims.smoothing import ReadSmoothing
+from marl_aajr.victims.noise import ReadSmoothing
 
 Verdict = Literal["pass", "warn", "fail"]
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
 from marl_aajr.certificates.certificate import Certificate, CertifiedSize
+from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.conditions import Task
 from marl_aajr.report.estimates import NOTHING, Block, Cell, Line, size
@@ -67,6 +69,29 @@ def proven(comparison: Comparison) -> tuple[Block, ...]:
         lines = (Line(size(epsilon), tuple(cell(row, epsilon) for row in rows)) for epsilon in sizes)
         blocks.append(Block(str(threat), tuple(lines)))
     return tuple(blocks)
+
+
+def arguments(certificate: Certificate) -> list[str]:
+    """The options of `marl-aajr certify RUN` that repeat this certificate."""
+    same = ("norm", "units", "episodes", "seed", "team")
+    given: dict[str, Any] = {name: getattr(certificate, name) for name in same}
+    if set(certificate.agents) != {a for a, team in certificate.teams.items() if team == certificate.team}:
+        given["agents"] = certificate.agents
+    given["epsilon"] = [f"{each.epsilon:.15g}" for each in certificate.sizes]
+    limits = dict(certificate.perturbations)
+    given["channel"] = limits.pop("channels", ())
+    for name, value in limits.items():
+        listed = json.dumps(value)
+        given[name] = listed if name in ("low", "high") else listed.strip("[]")
+    if votes := certificate.votes:
+        given |= {"smoothing": votes.smoothing, "samples": votes.samples, "alpha": votes.alpha}
+    of_set = {field.name for field in fields(PerturbationSet)}
+    given["attack"] = [
+        json.dumps({"attack": each.name} | {k: v for k, v in each.settings.items() if k not in of_set})
+        for each in certificate.attacks
+    ]
+    several = ((name, value if isinstance(value, list | tuple) else [value]) for name, value in given.items())
+    return [word for name, values in several for value in values for word in (f"--{name}", str(value))]
 
 
 def curves(comparison: Comparison, looks: Sequence[Look], *, key: str) -> tuple[Panel, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePath
 import yaml
 
 from marl_aajr.adversaries.store import ADVERSARIES, RECORD
+from marl_aajr.certificates.certificate import Certificate
 from marl_aajr.core.checks import grouped
 from marl_aajr.evaluation.budget import Budget
 from marl_aajr.evaluation.outcomes import AttackOutcome
@@ -20,6 +21,7 @@ from marl_aajr.evaluation.replacements import CONTROLS
 from marl_aajr.evaluation.result import Evaluation
 from marl_aajr.evaluation.threats import curves
 from marl_aajr.evaluation.variations import parse_variation
+from marl_aajr.report import proven
 from marl_aajr.report.comparison import Comparison
 from marl_aajr.report.methods import EvaluatedRun
 from marl_aajr.report.run_results import RunResults
@@ -143,10 +145,13 @@ def _evaluations(
             for folder, target in kept.items():
                 if {folder, PurePath(folder).name} & set(_adversaries_of(evaluation)):
                     trained[_train_adversary(Path(folder), targets[path], target)] = None
+        for certificate in results.run.certificates.values():
+            words = [*_environment(certificate, results.run), *proven.arguments(certificate)]
+            found[path][f'marl-aajr certify "$run" {shlex.join(words)}'] = None
     return {path: list(commands) for path, commands in found.items()}, list(trained)
 
 
-def _environment(evaluation: Evaluation, run: EvaluatedRun) -> list[str]:
+def _environment(evaluation: Evaluation | Certificate, run: EvaluatedRun) -> list[str]:
     """The options for what was played, as far as it is not the run's own; of a policy from elsewhere, all."""
     said = evaluation.env.kwargs
     if run.trained_here:
@@ -245,5 +250,6 @@ def _train_adversary(folder: Path, victims: str, target: str) -> str:
         words += ["--norm", asked["norm"], "--units", asked["units"]]
         words += ["--warm-start" if asked["warm_start"] else "--no-warm-start"]
     words += _each("--agents", asked.get("agents") or ())
+    words += _each("--channel", asked.get("threat", {}).get("channels") or ())
     words += [f"--{name}" for name in ("joint", "mixed") if asked.get(name)]
     return shlex.join([*words, "--out", target])

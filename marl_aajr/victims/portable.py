@@ -27,7 +27,8 @@ from marl_aajr.core.flat_observations import FlatBox
 from marl_aajr.core.token_network import TokenNetwork
 from marl_aajr.victims.filters import ObservationFilter
 from marl_aajr.victims.layers import build, describe, flatten
-from marl_aajr.victims.smoothing import SmoothedVictim, Smoothing, smoothed
+from marl_aajr.victims.noise import Smoothing
+from marl_aajr.victims.smoothing import SmoothedVictim, smoothed
 from marl_aajr.victims.victim import Victim
 
 FORMAT = "marl_aajr.victim"

@@ -21,87 +21,27 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from math import isfinite
 from random import Random
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from marl_aajr.core.checks import one_of, whole
+from marl_aajr.core.checks import one_of
 from marl_aajr.core.distributions import DiagGaussian, single_actions
 from marl_aajr.core.environment_values import TO_FLOAT
 from marl_aajr.core.flat_observations import FlatBox
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.victims.filters import at_network
+from marl_aajr.victims.noise import Smoothing, as_smoothing
 from marl_aajr.victims.recurrent import State
 from marl_aajr.victims.victim import Victim
 from marl_aajr.victims.victim_policy import VictimPolicy
 
 _ROWS = 2**16
 """Noisy observations that pass the network together where no gradient is asked for."""
-
-
-@dataclass(frozen=True)
-class Smoothing:
-    """The noise under which a victim votes.
-
-    Attributes:
-        sigma: σ > 0, standard deviation of the noise, in the units of the environment (times `scale`).
-        samples: n ≥ 1, votes for each decision, each of which is a pass through the network.
-        mask: per feature of an observation, whether it has noise; None: all have. Perturbations of the others
-            are not covered by a certificate.
-        scale: per feature, the size > 0 of one unit of σ; None: 1.
-
-    Example:
-        >>> Smoothing(0.1, 100) == as_smoothing("0.1:100")
-    """
-
-    sigma: float
-    samples: int
-    mask: tuple[bool, ...] | None = None
-    scale: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.sigma, bool) or not (isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(f"expected sigma > 0 of the noise, got {self.sigma!r}; smooth, or do not")
-        whole("samples", self.samples)
-        for name in ("mask", "scale"):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, tuple(value))
-        self.noise()
-
-    def __str__(self) -> str:
-        more = [f"{name}={value}" for name in ("mask", "scale") if (value := getattr(self, name))]
-        return ", ".join([f"{self.sigma:.15g}:{self.samples}", *more])
-
-    def noise(self) -> PerturbationSet:
-        """The set whose half axes are the standard deviations of the noise."""
-        return PerturbationSet(epsilon=self.sigma, norm="l2", mask=self.mask, scale=self.scale)
-
-
-def as_smoothing(value: Any) -> Any:
-    """A smoothing from its text, σ:n; everything else as it is.
-
-    Raises:
-        ValueError: another text.
-    """
-    if not isinstance(value, str):
-        return value
-    sigma, _, samples = value.partition(":")
-    try:
-        return Smoothing(float(sigma), int(samples))
-    except ValueError as error:
-        if "expected" in str(error):
-            raise
-        raise ValueError(f"expected smoothing as SIGMA:SAMPLES, such as 0.1:100, got {value!r}") from None
-
-
-ReadSmoothing = Annotated[Smoothing, BeforeValidator(as_smoothing)]
-"""A field of a pydantic model: a smoothing or its text."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -75,6 +75,7 @@ def test_a_finished_one_keeps_its_folder(home: Path) -> None:
 def test_other_threats_have_other_folders() -> None:
     names = {REQUEST.changed(threat={"mask": mask}).name for mask in ([True], [False])}
     assert len(names | {REQUEST.name}) == 3
+    assert REQUEST.changed(threat={"channels": ["others"]}).name == f"{REQUEST.name}-others"
 
 
 @pytest.mark.parametrize(

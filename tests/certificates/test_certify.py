@@ -17,8 +17,9 @@ from marl_aajr.cli.app import main
 from marl_aajr.core.bounds import BoundedMLP
 from marl_aajr.core.threat import PerturbationSet
 from marl_aajr.evaluation.episodes import play
+from marl_aajr.report import proven
 from marl_aajr.rollout.environments import make_batch, resolve
-from marl_aajr.victims import ObservationFilter, Recurrent, Victim
+from marl_aajr.victims import ObservationFilter, Recurrent, Smoothing, Victim
 from tests.certificates.policies import network, team
 from tests.evaluation.toys import Moves
 
@@ -107,6 +108,45 @@ def test_what_the_adversary_may_not_touch_makes_certificates_larger() -> None:
     assert part.perturbations == {"mask": (True,) * 4 + (False,) * 14}
 
 
+def test_channels_are_the_mask_of_each_agent_that_observes_them() -> None:
+    """`what` is features 0 to 3 of agent_0 and agent_1; agent_2 has none, and is left out."""
+    said = {"env.channels": {"agent_[01]": {"what": "0:4"}, "agent_2": {"rest": ":"}}}
+    found = certify(team(), resolve("simple_spread_v3", said), epsilons=[0.1], channels=["what"], **QUICK)
+    two = {"agents": ["agent_0", "agent_1"]}
+    same = certify(team(), epsilons=[0.1], mask=[True] * 4 + [False] * 14, **two, **QUICK)
+    assert found.agents == same.agents == ("agent_0", "agent_1")
+    assert (found.sizes, found.largest) == (same.sizes, same.largest)
+    assert found.perturbations == {"channels": ("what",)}
+    assert Certificate.model_validate_json(found.model_dump_json()) == found
+    apart = {"env.channels": {"agent_0": {"what": [0]}, "agent_*": {"what": [1]}}}
+    with pytest.raises(ValueError, match="expected what to be the same features of 'agent_0' and 'agent_1'"):
+        certify(team(), resolve("simple_spread_v3", apart), epsilons=[0.1], channels=["what"], **QUICK)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "smoothing": Smoothing(0.1, 20, mask=(True,) * 6 + (False,) * 12),
+            "mask": [True] * 4 + [False] * 14,
+        },
+        {"agents": ["agent_1"], "norm": "l2", "scale": [2.0] * 18, "low": -3.0, "high": [9.0] * 18},
+        {"channels": ["velocity"]},
+    ],
+    ids=["smoothing", "limits", "channels"],
+)
+def test_the_options_that_repeat_a_certificate_do(saved: Path, tmp_path: Path, settings: Any) -> None:
+    """Typed as the page of a comparison prints them."""
+    env = {"env": "marl_aajr.envs.simple_spread_v3"}
+    asked = {"epsilons": [0.1, 0.02], "samples": 100, **env, **QUICK, **settings}
+    found = certify(saved, out=tmp_path / "first.json", **asked)
+    words = ["certify", str(saved), "--env", env["env"], "--out", str(tmp_path / "again.json")]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, *proven.arguments(found)])
+    assert ended.value.code == 0
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "first.json").read_text()
+
+
 def test_a_planted_wrong_bound_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = BoundedMLP.least
 
@@ -184,11 +224,19 @@ def test_an_attack_that_changes_what_a_larger_certificate_covers_is_found() -> N
         (None, {"epsilons": [1e-9]}, "beyond the rounding"),
         (None, {"epsilons": []}, "at least one"),
         (None, {"attacks": ["pa-ad"]}, "that need no training against single decisions, got 'pa-ad'"),
+        (None, {"attacks": ["delay"]}, r"in a ball of ε in linf .*, got 'delay' \(fault: some sensors"),
+        (None, {"attacks": ["drift"]}, r"take pgd or square, and evaluate the policy under 'drift'"),
+        (None, {"attacks": ["message-worst"]}, "expected attacks in a ball"),
+        (None, {"attacks": ["words-greedy"]}, "expected attacks in a ball"),
+        (None, {"attacks": [("pgd", 0.5)]}, "expected 'pgd' without a set of its own"),
+        (None, {"attacks": [{"attack": "pgd", "channels": ["others"]}]}, "say it of the certificate: .*--ch"),
+        (None, {"attacks": [{"attack": "pgd", "norm": "l2"}]}, "without a set of its own"),
+        (None, {"channels": ["others", "noise"]}, r"expected a channel of agent_0, .* got 'noise'"),
+        (None, {"channels": []}, "at least one"),
         (None, {"attacks": ["critic"]}, "expected a victim with a critic"),
         (None, {"mask": [True, False]}, "expected 18 features in mask, got 2"),
         (None, {"agents": ["agent_9"]}, "agent_9"),
     ],
-    ids=["lstm", "gelu", "rounding", "none", "learned", "critic", "mask", "agent"],
 )
 def test_what_cannot_be_certified_is_refused(policy: Any, settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from marl_aajr.adversaries.learned import loaded
 from marl_aajr.adversaries.training import train_adversary
 from marl_aajr.cli.adversary import verdict
 from marl_aajr.cli.app import main
@@ -47,6 +48,17 @@ def test_an_adversary_is_trained_and_judged_by(run: Path, capsys: pytest.Capture
     ]
 
 
+def test_channels_are_held_to_and_unknown_ones_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--kind", "sa-rl", "--epsilon", 0.3, "--env-steps", 100, "--search", 1, "--no-warm-start")
+    assert call("adversary", "train", run, *asked, "--channel", "messages", "--channel", "gossip") == 2
+    assert "a channel of agent_0, agent_1" in capsys.readouterr().err
+    assert call("adversary", "train", run, *asked, "--channel", "others", "--joint") == 2
+    assert "expected no channels for a joint adversary, got others" in capsys.readouterr().err
+    assert call("adversary", "train", run, *asked, "--channel", "others") == 0
+    folder = run / "adversaries" / "sa-rl-eps0.3-others"
+    assert loaded(folder).perturbations.channels == ("others",)
+
+
 def test_an_adversary_of_other_victims_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train_adversary(run, kind="sa-rl", epsilon=0.1, env_steps=1, search=1, warm_start=False)
     env = {"name": "marl_aajr.envs.simple_spread_v3", "kwargs": {"N": 2, "max_cycles": 5}}
@@ -72,6 +84,10 @@ def test_one_that_exists_is_not_replaced_unasked(run: Path, capsys: pytest.Captu
         (("--kind", "sa-rl", "--epsilon", "0.1"), "expected VICTIM_RUN and --kind"),
         (("nowhere", "--kind", "sa-rl", "--epsilon", "0.1"), "expected a saved victim in nowhere"),
         (("nowhere", "--kind", "sarl"), "'opponent' or 'best-response', got 'sarl'; did you mean sa-rl?"),
+        (
+            ("nowhere", "--kind", "opponent", "--channel", "messages"),
+            "expected no epsilon and no joint adversary for 'opponent', and no channels",
+        ),
         (("--resume",), "expected --resume with --out FOLDER"),
         (("--resume", "--out", "nowhere"), "expected the folder of an adversary whose training was stopped"),
     ],
