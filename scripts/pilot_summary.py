@@ -194,7 +194,8 @@ def table(rows: Rows) -> list[str]:
     for method in methods(rows):
         found = ((estimate(rows, method, epsilon), estimate(rows, PLAIN, epsilon)) for epsilon in EPSILONS)
         cells = [_cell(ours, plain) for ours, plain in found]
-        lines.append([method, *cells, *[f"{_changed(rows, method):.0%}"] * strong])
+        cells += [f"{_changed(rows, method):.0%}"] if strong else []
+        lines.append([method, *cells])
     return markdown(["", "no attack", *sizes, *["decisions changed"] * strong], lines)
 
 

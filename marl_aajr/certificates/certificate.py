@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, FiniteFloat
+from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.evaluation.attack_entries import Attacks
@@ -64,6 +64,17 @@ class CertificateRequest(Section):
     seed: Whole = 0
     team: str | None = None
     agents: AgentNames | None = None
+
+    @model_validator(mode="after")
+    def _draws_are_of_votes(self) -> CertificateRequest:
+        defaults = type(self).model_fields
+        given = [name for name in ("samples", "alpha") if getattr(self, name) != defaults[name].default]
+        if self.smoothing is None and given:
+            raise ValueError(
+                f"expected smoothing with {' and '.join(given)}, which certify votes, got none; give "
+                "smoothing, such as 0.1:100"
+            )
+        return self
 
     def perturbations(self, epsilon: float) -> PerturbationSet:
         """The set of one size, in `units`."""

@@ -30,7 +30,7 @@ from marl_aajr.evaluation.result import PlayedEnvironment
 from marl_aajr.evaluation.sources import certificates_of
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch
 from marl_aajr.rollout.teams import announce, choose_agents
-from marl_aajr.training.files import write_json
+from marl_aajr.training.files import check_out, write_json
 from marl_aajr.victims import Victim, smoothed
 from marl_aajr.victims.filters import at_network
 from marl_aajr.victims.noise import as_smoothing
@@ -81,6 +81,7 @@ def certify(
     Example:
         >>> certify("runs/ppo", epsilons=[0.005, 0.02]).sizes[0].certified
     """
+    check_out(out)
     request = (request or CertificateRequest()).changed(**settings)
     folder = Path(victim) if isinstance(victim, Path | str) else None
     player, spec, _ = player_of(victim, env, env_kwargs)

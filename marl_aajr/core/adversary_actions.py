@@ -1,8 +1,9 @@
-"""What the actions of a learned observation adversary mean, for attacks and for ATLA alike.
+"""What the actions of a learned adversary mean, for attacks on observations and for ATLA alike.
 
     kind     the adversary's action for an agent                    the perturbation δ
     sa-rl    a ∈ [−1, 1]^d                                          a, squashed into the set
     pa-ad    a target action, or a direction of the Gaussian mean   where an ascent towards it leads
+    replace  one of the agent's own actions (in ATLA)               0: it is done in the place of the agent's
 
 SA-RL (Zhang 2021, arXiv 2101.08452) learns d numbers for each decision by trial and error. PA-AD (Sun 2022,
 arXiv 2106.05087) knows the policy, and learns only where to move it. Its inner ascent maximises
@@ -36,9 +37,9 @@ from marl_aajr.core.objectives import Clean, Objective, logit_difference, runner
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import PerturbationSet
 
-Kind = Literal["sa-rl", "pa-ad"]
+Kind = Literal["sa-rl", "pa-ad", "replace"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""The kinds of learned observation adversaries."""
+"""The kinds of learned adversaries."""
 
 _FLOOR = 1e-6
 
@@ -194,6 +195,24 @@ class PAADActions(AdversaryActions):
         return kind.mode(moved).reshape(len(moved), -1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReplacingActions(AdversaryActions):
+    """The action stands in the place of the agent's (`marl_aajr.rollout.replaced`); nothing is perturbed."""
+
+    kind: ClassVar[Kind] = "replace"
+
+    def space(self, observations: spaces.Space[Any], actions: spaces.Space[Any]) -> spaces.Space[Any]:
+        return actions
+
+    def perturb(
+        self, policy: Policy | None, obs: Tensor, actions: Tensor, perturbations: PerturbationSet
+    ) -> Tensor:
+        return torch.zeros_like(obs)
+
+
+_MEANINGS = {cls.kind: cls for cls in (SARLActions, PAADActions, ReplacingActions)}
+
+
 def adversary_actions(kind: str, **settings: Any) -> AdversaryActions:
     """The actions of a kind of adversary, with settings of their own.
 
@@ -202,7 +221,7 @@ def adversary_actions(kind: str, **settings: Any) -> AdversaryActions:
     """
     one_of("kind", kind, KINDS)
     try:
-        return SARLActions(**settings) if kind == "sa-rl" else PAADActions(**settings)
+        return _MEANINGS[kind](**settings)
     except TypeError:
         raise ValueError(f"expected settings of {kind!r}, got {', '.join(settings)}; remove them") from None
 

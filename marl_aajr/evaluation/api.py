@@ -33,6 +33,7 @@ from marl_aajr.evaluation.variations import admitted_variations
 from marl_aajr.evaluation.word_checks import embedding_checks, word_return_checks
 from marl_aajr.rollout.environments import EnvironmentSpec, make_batch, resolve
 from marl_aajr.rollout.teams import SAID, announce, choose_agents
+from marl_aajr.training.files import check_out
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.victims import SmoothedVictim, Victim, smoothed
 from marl_aajr.victims.spaces import check_match, check_victim
@@ -97,6 +98,7 @@ def evaluate(
         >>> evaluate("runs/ppo", suite="quick").worst
         >>> evaluate(victim, "simple_spread_v3", attacks=[("pgd", 0.1)], episodes=10, budget="agents=1")
     """
+    check_out(out)
     protocol = (protocol or Protocol()).changed(**settings)
     folder = Path(victim) if isinstance(victim, Path | str) else None
     player, spec, given = player_of(victim, env, env_kwargs)

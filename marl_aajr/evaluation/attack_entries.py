@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, InstanceOf, TypeAdapter, model_validator
+from pydantic import AfterValidator, Field, InstanceOf, model_validator
 
 from marl_aajr.attacks import Attack, attack_class, make_attack
 from marl_aajr.core.threat import SetNorm
-from marl_aajr.training.fields import Positive, Section
+from marl_aajr.training.fields import Positive, Section, validated
 
 
 class AttackEntry(Section):
@@ -92,7 +92,15 @@ def _different(entries: tuple[AttackEntry, ...]) -> tuple[AttackEntry, ...]:
 Attacks = Annotated[tuple[AttackEntry, ...], AfterValidator(_different)]
 
 
+class _Asked(Section):
+    attacks: Attacks
+
+
 def sizes_are_needed(attacks: Any) -> bool:
-    """Whether one of the attacks, as a protocol takes them, has an ε that does not stand with it."""
-    entries = TypeAdapter(Attacks).validate_python(attacks)
+    """Whether one of the attacks, as a protocol takes them, has an ε that does not stand with it.
+
+    Raises:
+        ValueError: an unknown attack, or settings that it has not.
+    """
+    entries = validated(_Asked, {"attacks": attacks}).attacks
     return any(entry.sized and entry.epsilon is None for entry in entries)

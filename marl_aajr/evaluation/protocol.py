@@ -171,9 +171,11 @@ class Protocol(Section):
     def _epsilons_are_used(self) -> Protocol:
         unsized = [entry for entry in self.attacks if entry.sized and entry.epsilon is None]
         if self.suite is None and bool(unsized) != bool(self.epsilons):
+            bare = ", ".join(entry.name for entry in self.attacks if not entry.sized)
             raise ValueError(
                 f"expected attacks and epsilons, or neither, got attacks {[entry.name for entry in unsized]} "
-                f"and epsilons {list(self.epsilons or ())}; name both"
+                f"and epsilons {list(self.epsilons or ())}; "
+                f"{f'drop epsilon: it is not for {bare}, which have no size' if bare else 'name both'}"
             )
         return self
 

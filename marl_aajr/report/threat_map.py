@@ -143,6 +143,8 @@ class _Method:
     def trained_against(self) -> set[str]:
         """The kinds of threats, and the channels, that its configuration trains against."""
         config, found = self.row.method.config, set()
+        if config.get("method.adversary") == "replace":
+            return {"actions"}
         for part in ("method", "rollouts"):
             if config.get(f"{part}.epsilon") is not None:
                 channels = config.get(f"{part}.channels")

@@ -12,6 +12,8 @@ from marl_aajr.core.environment_values import agent_names
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.regularizers import Regularizer, make_regularizer, settings_of
 
+_PLAIN = PerturbationSet(epsilon=1.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ATLA:
@@ -25,16 +27,23 @@ class ATLA:
     of PPO on a game of two sides (`marl_aajr.rollout.perturbed`); an iteration trains one of them, as its
     number says, and leaves the other as it is. A run's environment steps are those of both sides together.
 
+    Or they act: with `adversary: replace` an agent's action is its adversary's with probability α = `epsilon`
+    (the PR-MDP of Tessler et al. 2019, arXiv 1901.09184, which alternates its two sides as well):
+
+        max_π min_ν  E[ Σ_t r(s_t, ã_t) ],   ã_t = ā_t ~ ν(· | s_t) with probability α, else a_t ~ π(· | s_t)
+
     The paper trains each side for one iteration in turn and perturbs in full from the beginning, by an
     adversary that is still random: here that is `ramp: null`. With a ramp, ε rises from 0, and where it is
     0 the team alone is trained. Both sides sample their actions, whichever is trained.
 
     Attributes:
-        adversary: `sa-rl` (its action is the perturbation) or `pa-ad` (a direction of the policy); see
-            `marl_aajr.core.adversary_actions`. Where ε changes few actions, `sa-rl` learns slowly: in
-            simple_spread at 0.1 it is as harmless as noise after 300,000 steps, which `pa-ad` is not.
+        adversary: `sa-rl` (its action is the perturbation), `pa-ad` (a direction of the policy) or `replace`
+            (an action in the place of the agent's); see `marl_aajr.core.adversary_actions`. Where ε changes
+            few actions, `sa-rl` learns slowly: in simple_spread at 0.1 it is as harmless as noise after
+            300,000 steps, which `pa-ad` is not.
         epsilon: radius of the perturbation set, in units of the environment's observations, also where a
-            filter normalises them; number or schedule over environment steps.
+            filter normalises them; of `replace` the probability α; number or schedule over environment
+            steps.
         norm: `"linf"` or `"l2"`.
         mask: per feature, whether it can be perturbed.
         scale: per feature, the size of one unit of ε.
@@ -53,7 +62,7 @@ class ATLA:
     """
 
     name: ClassVar[str] = "atla"
-    summary: ClassVar[str] = "alternates with learned adversaries of what agents see (ATLA, Zhang 2021)"
+    summary: ClassVar[str] = "alternates with learned adversaries of what agents see (ATLA) or do (PR-MDP)"
 
     adversary: Kind = "sa-rl"
     epsilon: Schedule = 0.1
@@ -84,6 +93,11 @@ class ATLA:
             object.__setattr__(self, "regularizer", settings_of(regularizer))
         if maximum(self.epsilon) == 0:
             raise ValueError("expected an epsilon > 0, got 0; for no perturbation use method none")
+        if self.adversary == "replace" and (maximum(self.epsilon) > 1 or self.set_of(1.0) != _PLAIN):
+            raise ValueError(
+                "expected an epsilon of at most 1, a probability, and nothing that limits observations for "
+                f"adversary replace, got epsilon {maximum(self.epsilon):g} and {self.set_of(1.0)}"
+            )
         self.set_of(1.0)
 
     @property

@@ -10,6 +10,7 @@ from marl_aajr.rollout.disturbances import parse_disturbance
 from marl_aajr.rollout.disturbed import DisturbedGame
 from marl_aajr.rollout.environments import EnvironmentSpec
 from marl_aajr.rollout.perturbed import PerturbedGame
+from marl_aajr.rollout.replaced import ReplacedGame
 from marl_aajr.training.atla import ATLA
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.run_directory import RunDirectory
@@ -27,7 +28,8 @@ def batches_of(
             that the disturbance is not defined for.
     """
     if atla is not None:
-        return PerturbedGame(spec, atla.agents, atla.adversary)
+        game = ReplacedGame if atla.adversary == "replace" else PerturbedGame
+        return game(spec, atla.agents, atla.adversary)
     if config.disturb is None:
         return spec
     disturbance, adversary = parse_disturbance(config.disturb), None

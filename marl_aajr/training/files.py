@@ -32,6 +32,15 @@ def replaced(path: Path) -> Iterator[Path]:
         raise
 
 
+def check_out(path: Path | str | None) -> None:
+    """Raise `ValueError` where no file can be written, before what it takes hours to compute; None: nowhere."""
+    if path is None:
+        return
+    there = next(parent for parent in Path(path).absolute().parents if parent.exists())
+    if Path(path).is_dir() or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"expected a file that can be written, got {path}; name another")
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content in one step."""
     with replaced(path) as temporary, temporary.open("w", encoding="utf-8") as file:

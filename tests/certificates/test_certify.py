@@ -129,6 +129,7 @@ def test_channels_are_the_mask_of_each_agent_that_observes_them() -> None:
         {
             "smoothing": Smoothing(0.1, 20, mask=(True,) * 6 + (False,) * 12),
             "mask": [True] * 4 + [False] * 14,
+            "samples": 100,
         },
         {"agents": ["agent_1"], "norm": "l2", "scale": [2.0] * 18, "low": -3.0, "high": [9.0] * 18},
         {"channels": ["velocity"]},
@@ -138,7 +139,7 @@ def test_channels_are_the_mask_of_each_agent_that_observes_them() -> None:
 def test_the_options_that_repeat_a_certificate_do(saved: Path, tmp_path: Path, settings: Any) -> None:
     """Typed as the page of a comparison prints them."""
     env = {"env": "marl_aajr.envs.simple_spread_v3"}
-    asked = {"epsilons": [0.1, 0.02], "samples": 100, **env, **QUICK, **settings}
+    asked = {"epsilons": [0.1, 0.02], **env, **QUICK, **settings}
     found = certify(saved, out=tmp_path / "first.json", **asked)
     words = ["certify", str(saved), "--env", env["env"], "--out", str(tmp_path / "again.json")]
     with pytest.raises(SystemExit) as ended:
@@ -233,6 +234,9 @@ def test_an_attack_that_changes_what_a_larger_certificate_covers_is_found() -> N
         (None, {"attacks": [{"attack": "pgd", "norm": "l2"}]}, "without a set of its own"),
         (None, {"channels": ["others", "noise"]}, r"expected a channel of agent_0, .* got 'noise'"),
         (None, {"channels": []}, "at least one"),
+        (None, {"alpha": 0.01}, "expected smoothing with alpha, which certify votes, got none"),
+        (None, {"low": 1.0, "high": [-1.0] * 18}, "expected low ≤ high, got 1.0 and"),
+        (None, {"out": "."}, r"expected a file that can be written, got \."),
         (None, {"attacks": ["critic"]}, "expected a victim with a critic"),
         (None, {"mask": [True, False]}, "expected 18 features in mask, got 2"),
         (None, {"agents": ["agent_9"]}, "agent_9"),

@@ -205,6 +205,16 @@ def test_a_director_moves_the_policy_as_it_is_now_behind_its_filter(ray_session:
         algorithm.stop()
 
 
+def test_adversaries_who_act_learn_in_turn_with_the_team(ray_session: None, tmp_path: Path) -> None:
+    """The alternation of PR-MDPs: what is kept of the adversaries plays as a disturbance by them."""
+    method = {"adversary": "replace", "epsilon": 0.5}
+    run = RunDirectory(train(config(method), tmp_path / "run"))
+    records = run.metrics()
+    assert [set(record["modules"]) for record in records[:2]] == [{"agent"}, {"adversary_of_agent"}]
+    adversary = Victim.load(run.adversary)
+    assert adversary.action_spaces["adversary_of_agent_0"] == Victim.load(run.victim).action_spaces["agent_0"]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -229,7 +239,9 @@ def test_what_cannot_work_is_refused_before_anything_runs(changes: dict[str, Any
     [
         ({"epsilon": 0}, "expected an epsilon > 0, got 0; for no perturbation use method none"),
         ({"adversary_iterations": 0}, "expected an integer adversary_iterations ≥ 1, got 0"),
-        ({"adversary": "pgd"}, "expected adversary out of sa-rl, pa-ad; got 'pgd'"),
+        ({"adversary": "pgd"}, "expected adversary out of sa-rl, pa-ad, replace; got 'pgd'"),
+        ({"adversary": "replace", "epsilon": 1.5}, "expected an epsilon of at most 1, a probability"),
+        ({"adversary": "replace", "mask": [True]}, "nothing that limits observations for adversary replace"),
         ({"regularizer": "aajr"}, "expected a regularizer such as .*, got 'aajr'"),
         ({"regularizer": {"name": "ajar"}}, "expected regularizer out of aajr, .*; got 'ajar'"),
         ({"norm": "l1"}, "expected norm out of linf, l2; got 'l1'"),
