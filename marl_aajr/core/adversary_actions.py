@@ -210,7 +210,7 @@ class ReplacingActions(AdversaryActions):
         return torch.zeros_like(obs)
 
 
-_MEANINGS = {cls.kind: cls for cls in (SARLActions, PAADActions, ReplacingActions)}
+_MEANINGS: dict[str, Any] = {cls.kind: cls for cls in (SARLActions, PAADActions, ReplacingActions)}
 
 
 def adversary_actions(kind: str, **settings: Any) -> AdversaryActions:
@@ -221,9 +221,10 @@ def adversary_actions(kind: str, **settings: Any) -> AdversaryActions:
     """
     one_of("kind", kind, KINDS)
     try:
-        return _MEANINGS[kind](**settings)
+        made: AdversaryActions = _MEANINGS[kind](**settings)
     except TypeError:
         raise ValueError(f"expected settings of {kind!r}, got {', '.join(settings)}; remove them") from None
+    return made
 
 
 def width(space: spaces.Space[Any]) -> int:

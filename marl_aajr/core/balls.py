@@ -12,6 +12,14 @@ from torch import Tensor
 _BISECTIONS = 60
 
 
+def check_bounds(low: float | tuple[float, ...] | None, high: float | tuple[float, ...] | None) -> None:
+    """Raise `ValueError` where a lower bound, a number or one per feature, is above the upper one."""
+    pair = [end if isinstance(end, tuple) else (end,) for end in (low, high)]
+    least, most = (end * max(map(len, pair)) if len(end) == 1 else end for end in pair)
+    if any(None not in ends and ends[0] > ends[1] for ends in zip(least, most, strict=False)):
+        raise ValueError(f"expected low ≤ high, got {low} and {high}; swap them")
+
+
 def in_ball(normal: Tensor, free: Tensor | int, *, generator: torch.Generator) -> Tensor:
     """Uniform in the unit ball, from normal numbers `[..., d]`; 0 where these are.
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.core.balls import feature_values, in_ball, project_ellipsoid
+from marl_aajr.core.balls import check_bounds, feature_values, in_ball, project_ellipsoid
 from marl_aajr.core.channels import check_channel_names
 from marl_aajr.core.checks import one_of, whole
 from marl_aajr.core.seeds import Randomness, drawn
@@ -72,18 +72,9 @@ class PerturbationSet:
         if self.scale is not None and min(self.scale) <= 0:
             raise ValueError(f"expected scales > 0, got {min(self.scale)}; use mask to fix a feature")
         check_channel_names(self.channels)
-        self._check_bounds()
+        check_bounds(self.low, self.high)
         if self.block is not None:
             whole("block", self.block)
-
-    def _check_bounds(self) -> None:
-        if self.low is None or self.high is None:
-            return
-        ends = [end if isinstance(end, tuple) else (end,) for end in (self.low, self.high)]
-        wide = max(map(len, ends))
-        low, high = (end * wide if len(end) == 1 else end for end in ends)
-        if any(least > most for least, most in zip(low, high, strict=False)):
-            raise ValueError(f"expected low ≤ high, got {self.low} and {self.high}; swap them")
 
     def fitting(self, block: int | None) -> Self:
         """The set with this `block`, where it has none of its own."""

@@ -226,9 +226,8 @@ def _threats(
     """The suite with the dynamics that can be varied, the actions that can be disturbed, and what cannot."""
     victim, env, spec, members = judged.victim, judged.env, judged.spec, judged.members
     varied, unvaried = admitted_variations(suite.vary, victim, spec, env, asked=bool(protocol.vary))
-    disturbed, undisturbed = admitted_disturbances(
-        suite.disturb, victim, env, members, asked=bool(protocol.disturb)
-    )
+    asked = bool(protocol.disturb)
+    disturbed, undisturbed = admitted_disturbances(suite.disturb, victim, env, members, asked=asked)
     return suite.changed(vary=varied), disturbed, (*unvaried, *undisturbed)
 
 
@@ -292,9 +291,9 @@ def _checks(
     if attacks:
         distributions = [evaluator.victim.distribution(agent) for agent in evaluator.agents]
         yield from attack_checks(evaluator, attacks, observed)
-        yield from embedding_checks(evaluator, attacks) if evaluator.suite.norm != "words" else ()
+        in_words = evaluator.suite.norm == "words"
+        yield from () if in_words else embedding_checks(evaluator, attacks)
         for row in rows:
-            in_words = evaluator.suite.norm == "words"
             yield from word_return_checks(row) if in_words else return_checks(row, distributions)
     for row in rows:
         yield from agent_checks(row)

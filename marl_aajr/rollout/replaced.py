@@ -50,8 +50,9 @@ class ReplacedBatch(PerturbedBatch):
         masks, legal = super().action_mask, self.env.action_mask
         for agent in self.attacked:
             mask = legal[agent]
-            later = mask is not None and self._seen is not None
-            masks[adversary_of(agent)] = torch.ones_like(mask) if later else mask
+            if mask is not None and self._seen is not None:
+                mask = torch.ones_like(mask)
+            masks[adversary_of(agent)] = mask
         return masks
 
     def get_state(self) -> Mapping[str, Any]:

@@ -33,7 +33,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def check_out(path: Path | str | None) -> None:
-    """Raise `ValueError` where no file can be written, before what it takes hours to compute; None: nowhere."""
+    """Raise `ValueError` where no file can be written, before what takes hours is done; None: nowhere."""
     if path is None:
         return
     there = next(parent for parent in Path(path).absolute().parents if parent.exists())

@@ -63,7 +63,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("evaluate", "runs/none", "--out", "."), ["a file that can be written, got ."]),
         (
             ("evaluate", "runs/none", "--attack", "pdg"),
-            ["attacks.0: expected an attack", "did you mean pgd?"],
+            ["attacks.0: expected", "did you mean pgd?"],
         ),
         (("evaluate", "runs/none", "--attack", "delay", "--epsilon", "0.1"), ["delay, which have no size"]),
         (("evaluate", "runs/none", "--attack", "{steps: 3}"), ["attacks.0"]),
