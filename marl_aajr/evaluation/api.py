@@ -186,9 +186,10 @@ def _played(
         replacements = tuple(dict.fromkeys((*controls, *replaced)))
         suite, disturbed, unfitting = _threats(suite, judged, protocol)
         units = admission.settle_units(suite.units, victim, members if any(a.sized for a in chosen) else ())
-        compared = home and any(map(suite.ranks, chosen))
-        trained_under = sources.training_attack_of(home, members) if home and compared else None
-        known, unfit = admission.fitting(trained_under, judged, suite=suite, units=units)
+        trained = (
+            sources.training_attack_of(home, members) if home and any(map(suite.ranks, chosen)) else None
+        )
+        known, unfit = admission.fitting(trained, judged, suite=suite, units=units)
         evaluator = Evaluator(
             victim=victim,
             spec=spec,
