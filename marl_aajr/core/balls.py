@@ -14,9 +14,11 @@ _BISECTIONS = 60
 
 def check_bounds(low: float | tuple[float, ...] | None, high: float | tuple[float, ...] | None) -> None:
     """Raise `ValueError` where a lower bound, a number or one per feature, is above the upper one."""
+    if low is None or high is None:
+        return
     pair = [end if isinstance(end, tuple) else (end,) for end in (low, high)]
     least, most = (end * max(map(len, pair)) if len(end) == 1 else end for end in pair)
-    if any(None not in ends and ends[0] > ends[1] for ends in zip(least, most, strict=False)):
+    if any(x > y for x, y in zip(least, most, strict=False)):
         raise ValueError(f"expected low ≤ high, got {low} and {high}; swap them")
 
 

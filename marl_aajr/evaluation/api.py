@@ -10,7 +10,6 @@ from typing import Any
 from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, one_torch_thread, stream
 from marl_aajr.evaluation import admission, sources
-from marl_aajr.evaluation.admission import named_agents
 from marl_aajr.evaluation.best_responses import response_checks
 from marl_aajr.evaluation.company import (
     Companion,
@@ -103,7 +102,7 @@ def evaluate(
     folder = Path(victim) if isinstance(victim, Path | str) else None
     player, spec, given = player_of(victim, env, env_kwargs)
     others = {name: _surrogate(other, given) for name, other in _named(surrogates).items()}
-    base = () if protocol.suite is None else load_suite(protocol.suite).opponents
+    base = load_suite(protocol.suite).opponents if protocol.suite else ()
     company = read_company(opponents or base, given), read_company(partners, given)
     protocol, notes = sources.with_adversaries(
         protocol, _named(adversaries), against=player, spec=spec, at=folder or "VICTIM"
@@ -173,7 +172,8 @@ def _played(
     suite = admission.common_set(attacks, suite)
     with closing(make_batch(spec, min(protocol.num_envs, suite.episodes), flat=True)) as env:
         check_match(victim, env)
-        members = choose_agents(env.teams, protocol.team, named_agents(protocol.agents, suite.budget))
+        named = admission.named_agents(protocol.agents, suite.budget)
+        members = choose_agents(env.teams, protocol.team, named)
         victim = _voting(victim, protocol, env.teams, members)
         admission.check_actions(suite, victim)
         announce(spec.name, env.teams, attacked=env.teams[members[0]])
@@ -186,9 +186,8 @@ def _played(
         replacements = tuple(dict.fromkeys((*controls, *replaced)))
         suite, disturbed, unfitting = _threats(suite, judged, protocol)
         units = admission.settle_units(suite.units, victim, members if any(a.sized for a in chosen) else ())
-        trained = (
-            sources.training_attack_of(home, members) if home and any(map(suite.ranks, chosen)) else None
-        )
+        compared = home if any(map(suite.ranks, chosen)) else None
+        trained = sources.training_attack_of(compared, members) if compared else None
         known, unfit = admission.fitting(trained, judged, suite=suite, units=units)
         evaluator = Evaluator(
             victim=victim,
@@ -285,8 +284,7 @@ def _checks(
     if evaluator.cancelled:
         text = (
             f"The rewards of team {evaluator.team!r} add up to 0 in every episode: its agents play against "
-            "each other. Say who plays with whom, by env.teams or an attribute teams of the environment, for "
-            "returns that say something."
+            "each other. Say who plays with whom, by env.teams or an attribute teams of the environment."
         )
         yield Check("teams", "warn", text)
     if attacks:

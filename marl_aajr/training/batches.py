@@ -28,8 +28,8 @@ def batches_of(
             that the disturbance is not defined for.
     """
     if atla is not None:
-        game = ReplacedGame if atla.adversary == "replace" else PerturbedGame
-        return game(spec, atla.agents, atla.adversary)
+        two_sides = ReplacedGame if atla.adversary == "replace" else PerturbedGame
+        return two_sides(spec, atla.agents, atla.adversary)
     if config.disturb is None:
         return spec
     disturbance, adversary = parse_disturbance(config.disturb), None

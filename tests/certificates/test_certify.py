@@ -112,7 +112,7 @@ def test_channels_are_the_mask_of_each_agent_that_observes_them() -> None:
     """`what` is features 0 to 3 of agent_0 and agent_1; agent_2 has none, and is left out."""
     said = {"env.channels": {"agent_[01]": {"what": "0:4"}, "agent_2": {"rest": ":"}}}
     found = certify(team(), resolve("simple_spread_v3", said), epsilons=[0.1], channels=["what"], **QUICK)
-    two = {"agents": ["agent_0", "agent_1"]}
+    two: dict[str, Any] = {"agents": ["agent_0", "agent_1"]}
     same = certify(team(), epsilons=[0.1], mask=[True] * 4 + [False] * 14, **two, **QUICK)
     assert found.agents == same.agents == ("agent_0", "agent_1")
     assert (found.sizes, found.largest) == (same.sizes, same.largest)

@@ -251,7 +251,7 @@ def test_what_cannot_be_smoothed_is_said() -> None:
         smoothed(victim(observation_spaces={"a_0": space, "a_1": space}), "0.1:10")
     assert str(as_smoothing("0.10:100")) == "0.1:100"
     assert as_smoothing(str(as_smoothing("0.123456789:100"))) == as_smoothing("0.123456789:100")
-    limited = Smoothing(0.1, 100, mask=[True, False], scale=[1.0, 1e20])
+    limited = Smoothing(0.1, 100, mask=(True, False), scale=(1.0, 1e20))
     assert str(limited) == "0.1:100,mask=1+0,scale=1+1e20"
     assert as_smoothing(str(limited)) == limited
     for text in ("0.1:100,mask", "0.1:100,masks=1+0", "0.1:100,mask=1+x", "0.1"):
