@@ -72,7 +72,8 @@ def as_smoothing(value: Any) -> Any:
         if str(error).startswith("expected"):
             raise
         raise ValueError(
-            f"expected smoothing as SIGMA:SAMPLES[,mask=1+0+…][,scale=1+2+…], such as 0.1:100, got {value!r}"
+            f"expected smoothing as SIGMA:SAMPLES, such as 0.1:100, got {value!r}; limits stand behind it: "
+            "0.1:100,mask=1+1+0,scale=1+2+1"
         ) from None
 
 

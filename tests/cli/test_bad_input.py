@@ -66,7 +66,6 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             ["attacks.0: expected", "did you mean pgd?"],
         ),
         (("evaluate", "runs/none", "--attack", "delay", "--epsilon", "0.1"), ["delay, which have no size"]),
-        (("evaluate", "runs/none", "--attack", "{steps: 3}"), ["attacks.0"]),
         (("certify", "runs/none", "--alpha", "0.01"), ["expected smoothing with alpha"]),
         (("compare", "runs/none", "--out", "page.html"), ["runs/none"]),
         (("compare",), ["RUN"]),

@@ -63,7 +63,7 @@ def test_a_sample_begins_under_what_the_runners_have_merged(attack: RolloutAttac
     before, own = fragment(subject).modules["agent"].obs[-1].double(), kept_filter(subject).total["agent"]
     raw = before * (own.std + SMALL) + own.mean
     merged = replace(own, count=3 * own.count, mean=own.mean + 1, squares=12 * own.squares)
-    subject.set_state({"env_to_module_connector": {"total": {"agent": vars(merged)}, "recent": {}}})
+    kept_filter(subject).set_state({"total": {"agent": vars(merged)}, "recent": {}})
     part = fragment(subject).modules["agent"]
     clean = part.obs if part.clean_obs is None else part.clean_obs
     torch.testing.assert_close(clean[0].double(), merged.normalize(raw), rtol=1e-4, atol=1e-5)
