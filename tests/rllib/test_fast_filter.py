@@ -60,8 +60,9 @@ def test_a_sample_begins_under_what_the_runners_have_merged(attack: RolloutAttac
     """All copies, attacked or not: (x - mean) / std by the statistics of now, and δ is of size ε / std."""
     configured = config(steps=5).env_runners(env_to_module_connector=normalizer)
     subject = runner(configured, OURS, rollouts=attack)
-    before, own = fragment(subject).modules["agent"].obs[-1].double(), kept_filter(subject).total["agent"]
-    raw = before * (own.std + SMALL) + own.mean
+    first, own = fragment(subject).modules["agent"], kept_filter(subject).total["agent"]
+    before = (first.obs if first.clean_obs is None else first.clean_obs)[-1].double()
+    raw = before * torch.as_tensor(own.std + SMALL) + torch.as_tensor(own.mean)
     merged = replace(own, count=3 * own.count, mean=own.mean + 1, squares=12 * own.squares)
     kept_filter(subject).set_state({"total": {"agent": vars(merged)}, "recent": {}})
     part = fragment(subject).modules["agent"]
