@@ -10,6 +10,7 @@ from typing import Any
 from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, one_torch_thread, stream
 from marl_aajr.evaluation import admission, sources
+from marl_aajr.evaluation.admission import named_agents
 from marl_aajr.evaluation.best_responses import response_checks
 from marl_aajr.evaluation.company import (
     Companion,
@@ -172,8 +173,7 @@ def _played(
     suite = admission.common_set(attacks, suite)
     with closing(make_batch(spec, min(protocol.num_envs, suite.episodes), flat=True)) as env:
         check_match(victim, env)
-        named = admission.named_agents(protocol.agents, suite.budget)
-        members = choose_agents(env.teams, protocol.team, named)
+        members = choose_agents(env.teams, protocol.team, named_agents(protocol.agents, suite.budget))
         victim = _voting(victim, protocol, env.teams, members)
         admission.check_actions(suite, victim)
         announce(spec.name, env.teams, attacked=env.teams[members[0]])
