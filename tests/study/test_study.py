@@ -61,7 +61,7 @@ def faulty(label: str, when: Path, how: str) -> dict[str, Any]:
 
 def sound(folder: Path, label: str = "sound") -> dict[str, Any]:
     """The same environment when nothing goes wrong."""
-    return faulty(label, folder / "never", "crashes")
+    return faulty(label, folder / f"never {label}", "crashes")
 
 
 @pytest.fixture(scope="module")
