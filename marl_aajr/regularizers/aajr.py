@@ -244,7 +244,7 @@ class AAJR(JacobianPenalty):
             metrics |= adversarial.metrics
         context.check_finite("the directional gain ‖J u‖", squared)
         context.check_finite("the adversarial policy loss", loss)
-        if self.directions == "epoch" and context.measure:
+        if self.directions == "epoch":  # of an update's first minibatch alone it would always be 1
             metrics |= staleness(sample, self.adversary, trajectory.deltas[0], trajectory.directions[0])
         return LossTerm(loss, metrics | trajectory_metrics(sample, trajectory, loss, context))
 
