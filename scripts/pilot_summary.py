@@ -63,6 +63,7 @@ _COLOURS = {
     "smooth_policy": "#d55e00",
     "frobenius": "#009e73",
     "adversarial_training": "#c98a00",
+    "off_policy_adversarial_training": "#c98a00",
 }
 _DASHES = ("-", (0, (1.2, 1.2)), (0, (5, 1.5)), (0, (5, 1.5, 1.2, 1.5)))
 
