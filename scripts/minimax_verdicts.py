@@ -27,7 +27,8 @@ TRAINED_WITH = "pgd-margin", "steps=5,"
 def label(run: Mapping[str, Any]) -> str:
     """The method of a run's configuration, with what tells it from its namesakes."""
     method, beside = run["method"], bool(run.get("rollouts"))
-    names = {"none": PLAIN, "frobenius": "Frobenius"}
+    off_policy = "off-policy adversarial training"
+    names = {"none": PLAIN, "frobenius": "Frobenius", "off_policy_adversarial_training": off_policy}
     name = names.get(method["name"], str(method["name"]).replace("_", " "))
     if method["name"] == "aajr":
         name = f"AAJR on {method['output']}" if beside else f"AAJR, κ = {method['adversarial_weight']:g}"

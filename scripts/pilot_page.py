@@ -41,7 +41,7 @@ the smooth policy penalty, the Frobenius Jacobian penalty and adversarial traini
 are gone; the numbers of this page are those of its tables, without the checks that its evaluations made of
 themselves.
 
-On simple_tag, where the pilot judged pursuers by their own prey, four of its methods, trained anew with the
+On simple_tag, where the pilot judged pursuers by their own prey, its methods were trained anew with the
 defaults of today (the penalty on a twentieth of the samples instead of a tenth), against one pool of prey.
 
 Nothing was tuned, AAJR has four settings on simple_spread where its rivals have one, and three seeds settle

@@ -62,11 +62,13 @@ def test_the_pilots_page_on_simple_spread_is_made_of_its_tables(monkeypatch: pyt
 def test_the_leads_of_simple_tag_vanish_once_all_meet_the_same_prey(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """At home each method with a penalty leads plain PPO somewhere; over the pool one does, elsewhere."""
+    """At home five methods lead plain PPO somewhere; over the pool two do, elsewhere, and pay for it."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
     summary = importlib.import_module("pilot_summary")
     sides = summary.by_side(summary.read(ROOT / "experiments/crossplay/results.parquet"))
-    methods = ("AAJR, κ = 0, λ = 0.001", "Frobenius, λ = 0.001", "smooth policy, λ = 0.1")
+    kappas = [f"AAJR, κ = {kappa}, λ = 0.001" for kappa in (0, 0.5, 1)]
+    small, frobenius, smooth = "AAJR, κ = 0, λ = 0.0001", "Frobenius, λ = 0.001", "smooth policy, λ = 0.1"
+    methods = (*kappas, small, frobenius, smooth, "off-policy adversarial training")
 
     def leads(rows: Rows, *, ahead: bool = True) -> set[tuple[str, float]]:
         found = {
@@ -78,10 +80,13 @@ def test_the_leads_of_simple_tag_vanish_once_all_meet_the_same_prey(
         return {place for place, (ours, plain) in pairs.items() if ours.minus(plain).positive}
 
     home, pool = (sides[side] for side in ("against their own prey", "mean over the pool"))
-    aajr, frobenius, smooth = methods
-    assert leads(home) == {(aajr, 0.05), (aajr, 0.2), (frobenius, 0.2), (smooth, 0.05)}
-    assert leads(pool) == {(smooth, 0.1)}
-    assert (leads(home, ahead=False), leads(pool, ahead=False)) == (set(), {(m, 0.0) for m in methods})
+    aajr, half, whole = kappas
+    at_home = {0.05: {aajr, smooth}, 0.1: {whole}, 0.2: {aajr, half, whole, frobenius}}
+    assert leads(home) == {(method, epsilon) for epsilon, ahead in at_home.items() for method in ahead}
+    assert leads(pool) == {(smooth, 0.1), (frobenius, 0.1)}
+    behind = leads(pool, ahead=False)
+    assert {method for method, epsilon in behind if epsilon == 0.0} == set(methods) - {small}
+    assert {(whole, epsilon) for epsilon in (0.05, 0.1)} < behind
 
 
 ALONE = "adversarial training"

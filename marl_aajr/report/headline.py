@@ -97,7 +97,7 @@ def _in_short(comparison: Comparison) -> str:
     if all(one.open for one in kept):
         return "no method stands out"
     best = _never_behind(kept)
-    return _best(best, [], every=False) if best else "it depends on the size of the attack"
+    return _best(best) if best else "it depends on the size of the attack"
 
 
 def _never_behind(found: Sequence[Ranking]) -> list[MethodRow]:
@@ -106,16 +106,21 @@ def _never_behind(found: Sequence[Ranking]) -> list[MethodRow]:
     return [row for row in alike[0] if all(row in rows for rows in alike)] if found else []
 
 
-def _best(best: Sequence[MethodRow], ahead: Sequence[float], *, every: bool) -> str:
-    """One method that is never behind, and where it is ahead of all; or several that cannot be told apart."""
+def _best(best: Sequence[MethodRow], ahead: Sequence[float] | None = None, *, every: bool = False) -> str:
+    """One method that is never behind, and where it is ahead of all; or several that cannot be told apart.
+
+    Where it is ahead is left out if `ahead` is None.
+    """
     names = [_name(row) for row in best]
     if len(names) > 1:
         who = listing(names) if len(names) <= FEW else f"{len(names)} methods"
         return f"{who} survive attacks best, and cannot be told apart"
+    if ahead is None:
+        return f"{names[0]} survives attacks best"
     if every:
         return f"{names[0]} survives attacks{' of every size tried' if len(ahead) > 1 else ''} best"
-    beyond = f": ahead of all others at {epsilons(ahead)}, behind at no size" if ahead else ""
-    return f"{names[0]} survives attacks best{beyond}"
+    where = f"ahead of all others at {epsilons(ahead)}, behind at no size"
+    return f"{names[0]} survives attacks best: {where if ahead else 'behind at no size, ahead of all at none'}"
 
 
 def _at_each_size(found: Sequence[Ranking]) -> str:

@@ -54,6 +54,14 @@ class TestHeadline:
             "attack it cannot be told apart from plain PPO."
         )
 
+    def test_one_that_is_never_behind_may_be_ahead_of_all_at_no_size(self, tmp_path: Path) -> None:
+        alike_at_last = {("pgd", 0.1): -20.0, ("pgd", 0.2): -4.0}
+        paths = two(tmp_path, alike_at_last, MILD)
+        paths += write_method(tmp_path, "ernie", clean=THREE, attacks=CROSSING)
+        assert said(paths).startswith(
+            "aajr survives attacks best: behind at no size, ahead of all at none; without an attack"
+        )
+
     def test_two_may_be_the_best(self, tmp_path: Path) -> None:
         paths = two(tmp_path, HARD, MILD) + write_method(tmp_path, "ernie", clean=THREE, attacks=MILD)
         assert said(paths) == (
