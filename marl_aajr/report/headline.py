@@ -119,8 +119,10 @@ def _best(best: Sequence[MethodRow], ahead: Sequence[float] | None = None, *, ev
         return f"{names[0]} survives attacks best"
     if every:
         return f"{names[0]} survives attacks{' of every size tried' if len(ahead) > 1 else ''} best"
-    where = f"ahead of all others at {epsilons(ahead)}, behind at no size"
-    return f"{names[0]} survives attacks best: {where if ahead else 'behind at no size, ahead of all at none'}"
+    where = "behind at no size, ahead of all at none"
+    if ahead:
+        where = f"ahead of all others at {epsilons(ahead)}, behind at no size"
+    return f"{names[0]} survives attacks best: {where}"
 
 
 def _at_each_size(found: Sequence[Ranking]) -> str:
