@@ -189,7 +189,7 @@ class _Partial(Fault):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Delay(_Partial, _Timed):
+class Delay(_Timed, _Partial):
     """s(max(t − d, 0)) in place of s(t).
 
     Attributes:
@@ -212,7 +212,7 @@ class Delay(_Partial, _Timed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Freeze(_Partial, _Timed):
+class Freeze(_Timed, _Partial):
     """s(min(t, τ)) in place of s(t), τ uniform in 0 … T − 1.
 
     Attributes:
