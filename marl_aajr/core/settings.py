@@ -160,7 +160,7 @@ def declared(cls: str) -> dict[str, Setting]:
     if not isinstance(node, ast.ClassDef):
         raise ValueError(f"expected a class in {PACKAGE}, got {cls}")
     settings: dict[str, Setting] = {}
-    for base in node.bases:
+    for base in reversed(node.bases):  # as dataclasses order their fields
         parent, found = _definition(home, base.id) if isinstance(base, ast.Name) else ("", None)
         if isinstance(found, ast.ClassDef):
             settings |= declared(f"{parent}.{found.name}")

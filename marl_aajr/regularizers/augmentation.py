@@ -89,7 +89,7 @@ class _PerturbedLoss(Perturbing):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OffPolicyAdversarialTraining(_PerturbedLoss, Adversarial):
+class OffPolicyAdversarialTraining(Adversarial, _PerturbedLoss):
     """Take the policy loss at what an adversary makes of the observation: AAJR with κ alone.
 
     Policies unlearn by it; see the module's documentation, and `adversarial_training` for what works.

@@ -44,6 +44,6 @@ def train(coefficient: float, *, steps: int = 60) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    for coefficient in (0.0, 0.01):
+    for coefficient in (0.0, 0.02):
         result = train(coefficient)
         print(f"coefficient {coefficient}: loss {result['loss']:.2f}, ‖J u‖ {result['gain']:.2f}")

@@ -28,7 +28,7 @@ def test_nothing_waits_at_a_step_or_a_minibatch_but_where_the_processor_alone_do
     assert files["step"] <= {"fragments.py"}  # episodes are counted on the host, once per fragment
     # Gradients are checked at once here; on a device, at the end of the update.
     assert files["minibatch"] <= {"learner.py"}
-    assert files["minibatch_aajr"] <= {"learner.py", "regularized_module.py"}
+    assert files["minibatch_aajr"] <= {"learner.py", "regularized_module.py", "update_report.py"}
 
 
 def test_reading_a_number_or_a_mask_of_the_device_is_a_wait(check_gpu: Any) -> None:
