@@ -211,11 +211,8 @@ class ObservationThreat(Threat):
             space, observed = victim.observation_spaces[agent], victim.filters.get(agent)
             if (own := held(scaled, env.channels.get(agent, {}), features(victim, agent))) is not None:
                 sets[agent] = at_network(own, space, observed, units=self.units)
-        actions = self.adversary_actions
-        adversaries = ObservationAdversaries(
-            actions=actions, victim=victim, agents=tuple(sets), joint=self.joint
-        )
-        return ObservationGame(env, adversaries, sets, sampled=self.sampled)
+        who: dict[str, Any] = {"actions": self.adversary_actions, "agents": tuple(sets), "joint": self.joint}
+        return ObservationGame(env, ObservationAdversaries(victim=victim, **who), sets, sampled=self.sampled)
 
 
 class ObservationGame(VictimGame):
