@@ -76,20 +76,7 @@ def _ratio_metrics(sample: Sample, outputs: Tensor) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _PerturbedLoss(Perturbing):
-    """Takes the policy loss at other observations."""
-
-    @property
-    def perturbs_loss(self) -> bool:
-        return True
-
-    def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
-        super().check(distribution, offers=offers)
-        require({"policy_loss"}, offers, self.name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OffPolicyAdversarialTraining(Adversarial, _PerturbedLoss):
+class OffPolicyAdversarialTraining(Adversarial):
     """Take the policy loss at what an adversary makes of the observation: AAJR with κ alone.
 
     Policies unlearn by it; see the module's documentation, and `adversarial_training` for what works.
@@ -117,6 +104,14 @@ class OffPolicyAdversarialTraining(Adversarial, _PerturbedLoss):
         check_adversarial_loss(self.adversarial_weight, self.dual_clip)
 
     @property
+    def perturbs_loss(self) -> bool:
+        return True
+
+    def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
+        super().check(distribution, offers=offers)
+        require({"policy_loss"}, offers, self.name)
+
+    @property
     def adversary(self) -> Objective:
         return make_objective(self.objective)
 
@@ -130,7 +125,7 @@ class OffPolicyAdversarialTraining(Adversarial, _PerturbedLoss):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoiseAugmentation(_PerturbedLoss):
+class NoiseAugmentation(Perturbing):
     """Train on noisy observations: the control for every method that perturbs them with a purpose.
 
     Attributes:
@@ -147,6 +142,14 @@ class NoiseAugmentation(_PerturbedLoss):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share("noise_weight", self.noise_weight)
+
+    @property
+    def perturbs_loss(self) -> bool:
+        return True
+
+    def check(self, distribution: ActionDistribution, *, offers: Collection[Need] = EVERYTHING) -> None:
+        super().check(distribution, offers=offers)
+        require({"policy_loss"}, offers, self.name)
 
     def loss_term(self, sample: Sample, context: Context) -> LossTerm:
         draw = partial(self.around(sample, context.timestep).sample, generator=context.generator)
