@@ -93,9 +93,8 @@ class Jobs:
         self.running.clear()
         if failed:
             last = failed.log.read_text(errors="replace").splitlines()[-5:]
-            raise Stop(
-                1, "\n".join([*last, f"error: {failed.name} failed as shown; all of it in {failed.log}"])
-            )
+            error = f"error: {failed.name} failed as shown; all of it in {failed.log}"
+            raise Stop(1, "\n".join([*last, error]))
         if self.interrupted:
             raise Stop(INTERRUPTED, "Stopped and saved; the same command goes on from here.")
 
@@ -234,12 +233,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "that was interrupted goes on where it was.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "out", nargs="?", type=Path, default=ROOT / "runs" / "demo", help="folder for everything"
-    )
-    parser.add_argument(
-        "--env-steps", type=count, default=300_000, help="training length of each, in environment steps"
-    )
+    parser.add_argument("out", nargs="?", type=Path, default=ROOT / "runs/demo", help="folder for everything")
+    parser.add_argument("--env-steps", type=count, default=300_000, help="environment steps of each training")
     parser.add_argument("--episodes", type=count, default=100, help="episodes without and under each attack")
     parser.add_argument("--seed", type=int, default=0, help="training seed of all")
     parser.add_argument("--overwrite", action="store_true", help="replace a demo in the folder")
@@ -250,9 +245,8 @@ def set_up() -> list[str]:
     """The package's command, after the installation if there is one to do."""
     chosen = os.environ.get("MARL_AAJR_PYTHON")
     if chosen is None:
-        made = subprocess.run(
-            [ROOT / "scripts" / "setup-venv"], stdout=subprocess.PIPE, text=True, check=False
-        )
+        command = [ROOT / "scripts/setup-venv"]
+        made = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
         if made.returncode:
             raise Stop(made.returncode)
         chosen = f"{made.stdout.rstrip()}/bin/python"

@@ -22,10 +22,10 @@ from gymnasium import Space, spaces
 from torch import Tensor
 
 from marl_aajr.adversaries.game_settings import Threat, factories
-from marl_aajr.adversaries.kinds import check_joint
+from marl_aajr.adversaries.kinds import OBSERVERS, check_joint
 from marl_aajr.adversaries.victim_game import VictimGame
 from marl_aajr.attacks import StrongPGD
-from marl_aajr.core.adversary_actions import KINDS, AdversaryActions, adversary_actions, side_by_side, width
+from marl_aajr.core.adversary_actions import AdversaryActions, adversary_actions, side_by_side, width
 from marl_aajr.core.channels import check_channels, held
 from marl_aajr.core.checks import one_of
 from marl_aajr.core.policy import Policy
@@ -190,7 +190,7 @@ class ObservationThreat(Threat):
     @cached_property
     def adversary_actions(self) -> AdversaryActions:
         """What the adversary's actions mean."""
-        one_of("kind", self.kind, [kind for kind in KINDS if kind != "replace"])
+        one_of("kind", self.kind, OBSERVERS)
         return adversary_actions(self.kind, **self.action_settings)
 
     @cached_property
