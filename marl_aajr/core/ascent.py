@@ -22,7 +22,7 @@ from marl_aajr.core.bound_objective import once, value_and_gradient
 from marl_aajr.core.checks import check_finite, one_of, whole
 from marl_aajr.core.objectives import Clean, Custom, Objective
 from marl_aajr.core.policy import ALL_ROWS, Policy, row_blocks
-from marl_aajr.core.threat import Norm, PerturbationSet
+from marl_aajr.core.threat import PerturbationSet, SetNorm
 
 Step = Literal["sign", "normalized", "raw"]
 Start = Literal["zero", "random"]
@@ -255,7 +255,7 @@ class Climb:
         return torch.where(decreased.unsqueeze(-1), delta, candidate)
 
 
-def steepest(norm: Norm) -> Step:
+def steepest(norm: SetNorm) -> Step:
     """The step of steepest ascent in a norm."""
     return "sign" if norm == "linf" else "normalized"
 

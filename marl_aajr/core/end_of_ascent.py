@@ -7,16 +7,17 @@ pass is the clean one, and nobody asks for g(δ_K), because the policy is asked 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from marl_aajr.core.ascent import Climb, Step
+from marl_aajr.core.ascent import Climb, Step, largest
 from marl_aajr.core.bound_objective import OutputObjective
 from marl_aajr.core.mlp_kernel import MLPKernel
 from marl_aajr.core.objectives import Clean, Objective, margin_of_one_choice
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.threat import PerturbationSet
+from marl_aajr.core.threat import PerturbationSet, PerturbationSets
 
 
 @dataclass(frozen=True)
@@ -107,3 +108,36 @@ def _climbed(
     delta, outputs, margins, *path = kernel.climb(obs, radii, sizes, steps=steps, keep_path=keep_path)
     deltas, gradients = (tuple(part) for part in path) if keep_path else ((), ())
     return Ascended(delta, outputs, deltas, gradients, tuple(margins))
+
+
+def from_both_sides(
+    policy: Policy,
+    obs: Tensor,
+    objective: Objective,
+    perturbations: PerturbationSet,
+    *,
+    start: Tensor,
+    how: dict[str, Any],
+) -> Ascended:
+    """The better of the ascents from a start and from its mirror image."""
+    if isinstance(perturbations, PerturbationSets):
+        perturbations = PerturbationSets.of(perturbations, perturbations.epsilon.repeat(2, 1))
+        if isinstance(how["step_size"], Tensor):
+            how = how | {"step_size": how["step_size"].repeat(2, 1)}
+    both, everybody = obs.repeat(2, 1), policy.repeat(2)
+    start = perturbations.project(torch.cat([start, -start]), both)
+    found = end_of_ascent(everybody, both, objective, perturbations, start=start, **how)
+    with torch.no_grad():
+        g = objective.bind(everybody, Clean(found.clean_outputs, values=everybody.critic))
+        value = g(both + found.delta).view(2, -1)
+
+    def better(rows: Tensor) -> Tensor:
+        return largest(rows.unflatten(0, (2, -1)), value)[0]
+
+    return Ascended(
+        delta=better(found.delta),
+        clean_outputs=found.clean_outputs[: len(obs)],
+        deltas=tuple(map(better, found.deltas)),
+        gradients=tuple(map(better, found.gradients)),
+        values=tuple(better(part.unsqueeze(-1)).squeeze(-1) for part in found.values),
+    )

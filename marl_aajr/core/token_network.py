@@ -66,6 +66,13 @@ class TokenNetwork(nn.Module, ABC):
         embedded: Tensor = self.embeddings[tokens.long()] / self.unit
         return embedded.flatten(-2)
 
+    def words_at(self, obs: Tensor, tokens: Tensor) -> Tensor:
+        """The words nearest to x `[B, L·e]`, `[B, L]`; those that nobody has moved are `tokens` still."""
+        x, kept = (at.unflatten(-1, (tokens.shape[-1], -1)) for at in (obs, self.embed(tokens)))
+        table = self.embeddings / self.unit
+        distances = torch.cdist(x, table, compute_mode="donot_use_mm_for_euclid_dist")
+        return torch.where((x == kept).all(-1), tokens, distances.argmin(-1))
+
     def free(self, tokens: Tensor) -> Tensor:
         """Which words may be moved, `[B, L]` bool."""
         held = torch.tensor(self.held, dtype=tokens.dtype, device=tokens.device)

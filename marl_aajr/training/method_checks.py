@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 
-import numpy as np
 import torch
 
-from marl_aajr.core.channels import held_together
 from marl_aajr.core.checks import grouped
 from marl_aajr.core.distributions import from_space
-from marl_aajr.core.environment_values import TO_FLOAT, split
+from marl_aajr.core.environment_values import split
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.rllib.plugin.observation_layout import chosen_parts
 from marl_aajr.rollout.attack.attacked_play import attacked_members
 from marl_aajr.rollout.attack.beside_regularizers import check_beside
+from marl_aajr.rollout.attack.on_words import attack_on, check_observations
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.training.atla import ATLA
 from marl_aajr.training.atla_phases import ATLAPhases
@@ -54,16 +53,13 @@ def check_attack(attack: RolloutAttack, config: RunConfig, team: PolicyMapping) 
         agent = groups[module][0]
         box, _ = split(team.observation_spaces[agent])
         try:
-            if not np.issubdtype(box.dtype, np.floating):
-                raise ValueError(f"expected floating-point observations, got {box.dtype}; {TO_FLOAT}")
+            check_observations(attack, box.dtype, reads_words=config.model.language is not None)
             # The critics of our own modules stay with the learner.
             attack.check(from_space(team.action_spaces[agent]), offers=())
             attack.check_memory(config.model.lstm is not None)
             nothing = torch.zeros(1, math.prod(box.shape))
             observed = {groups[module][i]: team.channels.get(groups[module][i], {}) for i in places}
-            own = held_together(attack, observed, nothing.shape[-1])
-            assert own is not None
-            own.perturbations(1.0).project(nothing, nothing)
+            attack_on(attack, observed, nothing.shape[-1]).perturbations(1.0).project(nothing, nothing)
         except ValueError as error:
             raise ValueError(f"rollouts under attack, module {module!r}: {error}") from None
     return members

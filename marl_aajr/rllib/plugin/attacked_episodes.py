@@ -24,7 +24,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
-from marl_aajr.core.channels import NO_CHANNELS, Channels, held_together, who_observes
+from marl_aajr.core.channels import NO_CHANNELS, Channels, who_observes
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.environment_values import agent_name
 from marl_aajr.core.seeds import Purpose, derived_seed
@@ -36,17 +36,17 @@ from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS
 from marl_aajr.rllib.plugin.observation_layout import flat_layout
 from marl_aajr.rllib.sampling.acting_policy import (
     ActingModule,
-    ActingPolicy,
     FilterStatistics,
     HeldColumns,
+    acting_rows,
     check_acting,
     memory_in,
 )
 from marl_aajr.rllib.sampling.batch_env import ask
 from marl_aajr.rllib.sampling.observation_filter import Moments, ObservationNormalizer
-from marl_aajr.rollout.attack.attackable import ActingRows
 from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
 from marl_aajr.rollout.attack.attacked_play import attacked_members
+from marl_aajr.rollout.attack.on_words import attack_on
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.attack.worst_agents import Attempt, objective_gain, settled
 
@@ -188,19 +188,18 @@ class AttackedEpisodes(ConnectorV2):
         if isinstance(epsilon, Tensor):
             epsilon = epsilon.to(device)[rows.copies]
         generator = self._copies.generator
-        policy = ActingPolicy(acting, HeldColumns(rows.legal, memory), filtered)
-        found = attack.perturb(policy, own, epsilon=epsilon, generator=generator)
-        acted = ActingRows(policy, own, (lambda obs: obs) if filtered is None else filtered)
+        acted = acting_rows(acting, own, HeldColumns(rows.legal, memory), filtered)
+        found = attack.perturb(acted.policy, acted.obs, epsilon=epsilon, generator=generator)
 
         def show(hit: Tensor | None) -> None:
             self._measures.decisions(
                 name, attack, acted, found, hit=hit, epsilon=epsilon, generator=generator
             )
-            rows.replace(acted.seen(own + found.delta), hit, note=self._note)
+            rows.replace(acted.seen(acted.obs + found.delta), hit, note=self._note)
 
         if attack.worst_agents is None:
             return Attempt(show)
-        gain = objective_gain(attack.adversary, policy, own, found)
+        gain = objective_gain(attack.adversary, acted.policy, acted.obs, found)
         return Attempt(show, ranked=(gain, rows.copies))
 
     def _note(self, episode: Any, clean: Any) -> None:
@@ -219,12 +218,9 @@ class AttackedEpisodes(ConnectorV2):
         if name not in self._acting or self._acting[name][0].module is not module:
             acting = ActingModule(module, from_space(module.action_space))
             attack = self._on_features(runner, name, module)
-            if attack.channels is not None:
-                known = _observed(runner)
-                own = {agent: known.get(agent, {}) for agent in map(agent_name, agents)}
-                held = held_together(attack, own, acting.width)
-                assert held is not None
-                attack = held
+            if agents:
+                known, names = _observed(runner), map(agent_name, agents)
+                attack = attack_on(attack, {name: known.get(name, {}) for name in names}, acting.width)
             check_acting(acting, name, attack)
             self._acting[name] = acting, attack
         return self._acting[name]
@@ -233,7 +229,7 @@ class AttackedEpisodes(ConnectorV2):
         """The attack without action masks and integers that RLlib's connector has flattened."""
         space, structures = module.observation_space, structures_of(runner)
         flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-        if self._attack.mask is not None or not structures or not flat:
+        if self._attack.mask is not None or not structures or not flat or self._attack.norm == "words":
             return self._attack
         layout = flat_layout(space.shape[0], structures, leaves=None, actions=module.action_space)
         if layout is None:
@@ -256,9 +252,11 @@ class AttackedEpisodes(ConnectorV2):
                 "marl_aajr.rllib.sampling.observation_filter"
             )
         if not isinstance(runner.module, MultiRLModule):
-            for name in ("agents", "channels", "worst_agents"):
-                if (given := getattr(self._attack, name)) is not None:
-                    raise ValueError(f"expected no {name} in a single-agent environment, got {given}")
+            given = {name: getattr(self._attack, name) for name in ("agents", "channels", "worst_agents")}
+            given["norm words"] = self._attack.norm == "words" or None
+            if wrong := [name for name, value in given.items() if value is not None]:
+                name = wrong[0]
+                raise ValueError(f"expected no {name} in a single-agent environment, got {given[name]}")
             self._known(runner, DEFAULT_MODULE_ID, runner.module.unwrapped())
             return
         ids = runner.env.envs[0].unwrapped.possible_agents

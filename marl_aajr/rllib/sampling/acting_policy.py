@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Self
 
-import numpy as np
 import torch
 import tree
 from ray.rllib.core.columns import Columns
@@ -22,14 +21,16 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.environment_values import TO_FLOAT
 from marl_aajr.core.mlp import PlainMLP
 from marl_aajr.core.mlp_kernel import MLPKernel
 from marl_aajr.core.policy import Policy, Tree, differentiable, map_tree
+from marl_aajr.core.token_network import TokenNetwork, TokenPolicy
 from marl_aajr.rllib.networks import observation_of
 from marl_aajr.rllib.playing_networks import live_module, parts_of, playing_network
 from marl_aajr.rllib.plugin.module_policy import judges_observations
 from marl_aajr.rllib.sampling.observation_filter import CLIP, Moments
+from marl_aajr.rollout.attack.attackable import ActingRows
+from marl_aajr.rollout.attack.on_words import check_observations
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.victims.filters import SMALL
 
@@ -44,6 +45,7 @@ class ActingModule:
     Attributes:
         shape: Of the array that an agent sees.
         width: d, the number of its numbers.
+        reader: The network, of a module that reads words; None: it reads numbers.
     """
 
     def __init__(self, module: TorchRLModule, distribution: ActionDistribution) -> None:
@@ -57,6 +59,7 @@ class ActingModule:
         if isinstance(layers, nn.Sequential) and len(layers) and type(layers[0]) is nn.Flatten:
             layers = nn.Sequential(*list(layers)[1:])
         self.mlp, self._changed = PlainMLP.of(layers), True
+        self.reader = layers if isinstance(layers, TokenNetwork) else None
         without = isinstance(module, InferenceOnlyAPI) and module.inference_only
         self.has_critic = judges_observations(module) and not without
 
@@ -178,25 +181,42 @@ class ActingPolicy(Policy):
         return self.acting.value(self._seen(obs))
 
 
+def acting_rows(
+    acting: ActingModule, obs: Tensor, held: HeldColumns, filtered: FilterStatistics | None
+) -> ActingRows:
+    """Rows of a module that reads numbers `[N, d]`, or words, and nothing else."""
+    if acting.reader is not None:
+        return rows_of_words(acting.reader, acting.distribution, obs)
+    policy = ActingPolicy(acting, held, filtered)
+    return ActingRows(policy, obs, (lambda obs: obs) if filtered is None else filtered)
+
+
+def rows_of_words(reader: TokenNetwork, distribution: ActionDistribution, given: Tensor) -> ActingRows:
+    """Rows of words `[N, L]`: an adversary is asked for their embeddings, and the module sees words again."""
+    tokens = given.flatten(1).long()
+    policy = TokenPolicy(reader, distribution, tokens)
+
+    def seen(obs: Tensor) -> Tensor:
+        return reader.words_at(obs, tokens).to(given.dtype).view(given.shape)
+
+    return ActingRows(policy, policy.embed(tokens).detach(), seen)
+
+
 def check_acting(acting: ActingModule, name: str, attack: RolloutAttack) -> None:
     """Raise `ValueError` where an attack needs what a module has not as it acts.
 
-    That is: floating-point observations, an objective for its actions, features as many as a mask, scale or
-    bounds have, a critic, gradients; and of a module with a memory, that its critic reads what was seen.
+    That is: floating-point observations, or words, an objective for its actions, features as many as a mask,
+    scale or bounds have, a critic, gradients; and with a memory, that the critic reads what was seen.
     """
     box, _ = parts_of(acting.module)
     try:
-        if not np.issubdtype(box.dtype, np.floating):
-            raise ValueError(
-                f"expected floating-point observations to perturb, got {box.dtype}; make them floats "
-                f"({TO_FLOAT}), or name the agents whose are: agents=[...]"
-            )
+        check_observations(attack, box.dtype, reads_words=acting.reader is not None)
         attack.check(acting.distribution, offers={"critic"} if acting.has_critic else ())
         attack.check_memory(acting.recurrent)
         rows = torch.zeros(1, acting.width, device=next(acting.module.parameters()).device)
         attack.perturbations(1.0).project(rows, rows)
         held = HeldColumns(memory=initial_memory(acting.module, rows) if acting.recurrent else None)
-        if not differentiable(ActingPolicy(acting, held), rows):
+        if acting.reader is None and not differentiable(ActingPolicy(acting, held), rows):
             raise ValueError(
                 "expected a module whose outputs have a gradient by its observations, got "
                 f"{type(acting.module).__name__}; name the agents of other modules: agents=[...]"

@@ -27,6 +27,7 @@ from marl_aajr.rllib.sampling.acting_policy import (
     HeldColumns,
     check_acting,
     initial_memory,
+    rows_of_words,
     seen_rows,
 )
 from marl_aajr.rllib.sampling.observation_filter import Moments, ObservationNormalizer
@@ -115,6 +116,8 @@ class ModulePolicies:
         """See `marl_aajr.rollout.attack.attackable.AttackablePolicies`."""
         actor = self._actor(module)
         acting, own = actor.acting, obs.flatten(1)[:, : actor.acting.width]
+        if acting.reader is not None:
+            return rows_of_words(acting.reader, acting.distribution, obs)
         observed = filtered = None
         if self._normalizer is not None:
             moments = self._normalizer.total[module]

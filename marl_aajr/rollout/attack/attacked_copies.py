@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from marl_aajr.core.checks import value_at
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 _SMALLEST = 1e-6
@@ -48,7 +47,7 @@ class AttackedCopies:
     def begin(self, timestep: float) -> None:
         """Begin a sample, at this environment step: copies that begin an episode now are the new share's."""
         before, self._count = self._count, self._attack.copies(len(self._index), timestep)
-        self.epsilon = value_at(self._attack.epsilon, timestep) if self._attack.active(timestep) else 0.0
+        self.epsilon = self._attack.size_at(timestep) if self._attack.active(timestep) else 0.0
         self._ended.clear()
         if self._count != before or self._mixed:
             wanted = self._index < self._count

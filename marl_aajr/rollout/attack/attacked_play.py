@@ -13,13 +13,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from marl_aajr.core.channels import NO_CHANNELS, Channels, check_channels, held_together, who_observes
+from marl_aajr.core.channels import NO_CHANNELS, Channels, check_channels, who_observes
 from marl_aajr.core.end_of_ascent import Ascended
 from marl_aajr.core.policy import Tree, where_rows
 from marl_aajr.rollout.attack.attackable import ActingRows, AttackablePolicies
 from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
 from marl_aajr.rollout.attack.attacked_metrics import AttackedDecisions, attack_metrics
 from marl_aajr.rollout.attack.kept_path import KEPT, kept_path
+from marl_aajr.rollout.attack.on_words import attack_on
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.attack.worst_agents import Attempt, check_worst_agents, objective_gain, settled
 from marl_aajr.rollout.fragments import ModuleFragment
@@ -89,9 +90,7 @@ class AttackedPlay:
         """The attack on what the agents of a module observe; `ValueError`: they have other channels."""
         if module not in self._held:
             width = self._policies.width(module)
-            attack = held_together(self.attack, self._observe[module], width)
-            assert attack is not None
-            self._held[module] = attack
+            self._held[module] = attack_on(self.attack, self._observe[module], width)
         return self._held[module]
 
     @property

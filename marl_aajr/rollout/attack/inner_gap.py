@@ -3,6 +3,9 @@
 gap          g of 50 steps with restarts  −  g of the K steps of training, on the same rows
 smoothness   L_eff along the path of training (`marl_aajr.core.diagnostics`)
 monotone     share of its steps that did not lower g
+
+Under other words the strong adversary is the greedy one, which tries every synonym in every place; there is
+no path between words.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from marl_aajr.core.diagnostics import effective_smoothness
 from marl_aajr.core.distributions import DiagGaussian
 from marl_aajr.core.objectives import KL, Clean, Margin
 from marl_aajr.core.policy import Policy
+from marl_aajr.rollout.attack.on_words import OnWords
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 ROWS = 128
@@ -50,15 +54,21 @@ def inner_gap(
         g = attack.adversary.bind(policy, clean)
         with torch.no_grad():
             before, after = g(obs), g(obs + found.delta)
-        strong = _strong(attack, policy, obs, epsilon, generator)
-        path = _trajectory(torch.stack([*found.deltas, found.delta]), found, after)
+        if isinstance(attack, OnWords):
+            with torch.no_grad():
+                strong = g(obs + attack.strong(policy, obs, epsilon=epsilon, generator=generator))
+        else:
+            strong = _strong(attack, policy, obs, epsilon, generator)
         sums = {
             "gap_rows": torch.full_like(before.sum(), len(obs)),
             "trained_gain": (after - before).sum(),
             "strong_gain": (torch.maximum(strong, after) - before).sum(),
-            "monotone": path.monotone.float().mean(0).sum(),
         }
-        return sums | _smoothness(attack, policy, obs, path, clean)
+        if not found.deltas:
+            return sums
+        path = _trajectory(torch.stack([*found.deltas, found.delta]), found, after)
+        monotone = path.monotone.float().mean(0).sum()
+        return sums | {"monotone": monotone} | _smoothness(attack, policy, obs, path, clean)
 
 
 def _strong(

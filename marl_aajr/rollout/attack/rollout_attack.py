@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 import torch
 from torch import Tensor
 
-from marl_aajr.core.ascent import largest, steepest
+from marl_aajr.core.ascent import steepest
 from marl_aajr.core.checks import (
     Schedule,
     as_values,
@@ -35,11 +35,12 @@ from marl_aajr.core.checks import (
     whole,
 )
 from marl_aajr.core.distributions import ActionDistribution
-from marl_aajr.core.end_of_ascent import Ascended, end_of_ascent
+from marl_aajr.core.end_of_ascent import Ascended, end_of_ascent, from_both_sides
 from marl_aajr.core.environment_values import agent_names
-from marl_aajr.core.objectives import Clean, Need, Objective, ObjectiveLike, make_objective
+from marl_aajr.core.objectives import Need, Objective, ObjectiveLike, make_objective
 from marl_aajr.core.policy import Policy
-from marl_aajr.core.threat import Norm, PerturbationSet, PerturbationSets
+from marl_aajr.core.threat import PerturbationSet, PerturbationSets, SetNorm
+from marl_aajr.core.word_budget import WordBudget
 
 CriticReads = Literal["clean", "seen"]
 KeptPath = Literal["none", "one", "all"]
@@ -71,7 +72,9 @@ class RolloutAttack:
         step_size: η > 0, size of an ascent step as a fraction of ε; for `raw` steps η itself.
         step: `"sign"` (steepest in L∞), `"normalized"` (in L2), `"raw"` (the gradient itself), or `"auto"`:
             the steepest one in the set's norm.
-        norm: norm of the radius: `"linf"` or `"l2"`.
+        norm: norm of the radius: `"linf"` or `"l2"`; of agents that read words `"words"`: ε is the number m
+            of words that HotFlip replaces by synonyms (`marl_aajr.rollout.attack.on_words`), a whole one, of
+            schedules the next below, and `steps`, `step_size` and `step` say nothing.
         mask: per feature, whether it can be perturbed; None: all can.
         scale: per feature, the size > 0 of one unit of ε; None: 1.
         low: lower bound of perturbed observations, a number or one per feature; None: none.
@@ -109,7 +112,7 @@ class RolloutAttack:
     steps: int = 5
     step_size: float = 0.5
     step: AscentStep = "auto"
-    norm: Norm = "linf"
+    norm: SetNorm = "linf"
     mask: tuple[bool, ...] | None = None
     scale: tuple[float, ...] | None = None
     low: float | tuple[float, ...] | None = None
@@ -140,6 +143,7 @@ class RolloutAttack:
         one_of("path", self.path, get_args(KeptPath))
         self._check_ranges()
         self._check_objective()
+        self._check_words()
         self.perturbations(1.0)
 
     def _check_ranges(self) -> None:
@@ -155,6 +159,20 @@ class RolloutAttack:
             whole("m in attacked_steps [m, T]", some)
             whole(f"T in attacked_steps [{some}, T]", of, least=some)
 
+    def _check_words(self) -> None:
+        if self.norm != "words":
+            return
+        sizes = [self.epsilon] if isinstance(self.epsilon, float) else [value for _, value in self.epsilon]
+        if wrong := [size for size in sizes if size != int(size)]:
+            raise ValueError(
+                f"expected a whole number of words as epsilon with norm words, got {wrong[0]:g}; set 1 or 2"
+            )
+        if self.epsilon_draw is not None or self.path != "none":
+            raise ValueError(
+                f"expected no epsilon_draw and path none with norm words, got {self.epsilon_draw} and "
+                f"{self.path}: nothing lies between words"
+            )
+
     def _check_objective(self) -> None:
         if "advantages" in self.adversary.needs:
             raise ValueError(
@@ -169,7 +187,12 @@ class RolloutAttack:
 
     def active(self, timestep: float) -> bool:
         """Whether anybody is attacked at this environment step."""
-        return value_at(self.share, timestep) > 0 and value_at(self.epsilon, timestep) > 0
+        return value_at(self.share, timestep) > 0 and self.size_at(timestep) > 0
+
+    def size_at(self, timestep: float) -> float:
+        """ε at an environment step; of words a whole number."""
+        size = value_at(self.epsilon, timestep)
+        return float(int(size)) if self.norm == "words" else size
 
     @property
     def ever(self) -> bool:
@@ -188,6 +211,8 @@ class RolloutAttack:
         """Δ of a radius, or of each row's, `[B, 1]`."""
         names = ("norm", "mask", "scale", "low", "high", "channels")
         limits: dict[str, Any] = {name: getattr(self, name) for name in names}
+        if self.norm == "words":
+            return WordBudget(epsilon=float(epsilon), **limits)
         one = PerturbationSet(epsilon=1.0 if isinstance(epsilon, Tensor) else epsilon, **limits)
         return PerturbationSets.of(one, epsilon) if isinstance(epsilon, Tensor) else one
 
@@ -234,7 +259,12 @@ class RolloutAttack:
             epsilon: the radius; `[B, 1]` for one of each row's own.
             generator: source of the starts.
             keep_path: whether δ_t and v_t are kept; of the better start, where there are two.
+
+        Raises:
+            ValueError: norm words, without their synonyms (`marl_aajr.rollout.attack.on_words.attack_on`).
         """
+        if self.norm == "words":
+            raise ValueError("expected the synonyms of the words with norm words, got none; use attack_on")
         perturbations = self.perturbations(epsilon)
         how: dict[str, Any] = {
             "steps": self.steps,
@@ -247,37 +277,4 @@ class RolloutAttack:
             if not objective.flat_at_zero:
                 return end_of_ascent(policy, obs, objective, perturbations, **how)
             near = self.perturbations(_NUDGE * epsilon).sample(obs, generator=generator)
-            return _from_both_sides(policy, obs, objective, perturbations, start=near, how=how)
-
-
-def _from_both_sides(
-    policy: Policy,
-    obs: Tensor,
-    objective: Objective,
-    perturbations: PerturbationSet,
-    *,
-    start: Tensor,
-    how: dict[str, Any],
-) -> Ascended:
-    """The better of the ascents from a start and from its mirror image."""
-    if isinstance(perturbations, PerturbationSets):
-        perturbations = PerturbationSets.of(perturbations, perturbations.epsilon.repeat(2, 1))
-        if isinstance(how["step_size"], Tensor):
-            how = how | {"step_size": how["step_size"].repeat(2, 1)}
-    both, everybody = obs.repeat(2, 1), policy.repeat(2)
-    start = perturbations.project(torch.cat([start, -start]), both)
-    found = end_of_ascent(everybody, both, objective, perturbations, start=start, **how)
-    with torch.no_grad():
-        g = objective.bind(everybody, Clean(found.clean_outputs, values=everybody.critic))
-        value = g(both + found.delta).view(2, -1)
-
-    def better(rows: Tensor) -> Tensor:
-        return largest(rows.unflatten(0, (2, -1)), value)[0]
-
-    return Ascended(
-        delta=better(found.delta),
-        clean_outputs=found.clean_outputs[: len(obs)],
-        deltas=tuple(map(better, found.deltas)),
-        gradients=tuple(map(better, found.gradients)),
-        values=tuple(better(part.unsqueeze(-1)).squeeze(-1) for part in found.values),
-    )
+            return from_both_sides(policy, obs, objective, perturbations, start=near, how=how)

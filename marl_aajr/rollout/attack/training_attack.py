@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from marl_aajr.attacks import Attack
-from marl_aajr.core.checks import value_at
 from marl_aajr.core.objectives import Objective
 from marl_aajr.core.policy import Policy
 from marl_aajr.rollout.attack.rollout_attack import AscentStep, RolloutAttack
@@ -38,9 +37,12 @@ class TrainingAttack(Attack):
 
     @classmethod
     def of(cls, rollouts: RolloutAttack, *, env_steps: float) -> Self | None:
-        """The attack as it is at an environment step of its run; None: its ε is 0 there."""
-        epsilon = value_at(rollouts.epsilon, env_steps)
-        if not epsilon:
+        """The attack as it is at an environment step of its run; None: its ε is 0 there, or it is on words.
+
+        Attacks on words are those of the suite `words`.
+        """
+        epsilon = rollouts.size_at(env_steps)
+        if not epsilon or rollouts.norm == "words":
             return None
         objective = rollouts.objective
         return cls(
