@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from random import Random
 
 import torch
 from torch import Tensor
@@ -22,21 +23,23 @@ class AttackedDecisions:
     """What the metrics need of the attacked decisions of one module in one sample.
 
     Attributes:
-        first: The rows of the first attacked step and their ε, on which the inner loop is measured.
+        draw: Source of the step whose rows are measured: the first one would be where episodes begin.
+        measured: The rows of one attacked step, drawn uniformly, and their ε.
         steps: Of each attacked step its number t, the outputs at clean observations `[N, m]` and which rows
             were attacked, `[N]` (None: all).
     """
 
-    first: tuple[ActingRows, float | Tensor] | None = None
+    draw: Random = field(default_factory=lambda: Random(0))
+    measured: tuple[ActingRows, float | Tensor] | None = None
     steps: list[tuple[int, Tensor, Tensor | None]] = field(default_factory=list)
 
     def note(
         self, t: int, rows: ActingRows, clean_outputs: Tensor, epsilon: float | Tensor, hit: Tensor | None
     ) -> None:
         """Keep what is needed of step t."""
-        if self.first is None:
-            self.first = rows, epsilon
         self.steps.append((t, clean_outputs, hit))
+        if self.draw.random() * len(self.steps) < 1:
+            self.measured = rows, epsilon
 
 
 def sums_of(
@@ -54,9 +57,9 @@ def sums_of(
         `rows`, `changed` (decisions whose greedy action is another), `gain` of the objective where that is a
         function of the outputs; those of `inner_gap`.
     """
-    if noted.first is None:
+    if noted.measured is None:
         return {}
-    rows, epsilon = noted.first
+    rows, epsilon = noted.measured
     distribution, objective = rows.policy.distribution, attack.adversary
     clean = torch.cat([outputs for _, outputs, _ in noted.steps])
     seen = inputs[[t for t, _, _ in noted.steps]].flatten(0, 1)

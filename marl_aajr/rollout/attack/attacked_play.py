@@ -8,6 +8,7 @@ all of them (`worst_agents`). The attack looks at a module as it is: weights, fi
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from random import Random
 from typing import TypeVar
 
 import torch
@@ -102,7 +103,7 @@ class AttackedPlay:
         """Begin a sample at this environment step; without attack, unless it is allowed."""
         self.copies.begin(timestep)
         self._allowed = allowed
-        self._decisions = {module: AttackedDecisions() for module in self._members}
+        self._decisions = {m: AttackedDecisions(Random(int(timestep))) for m in self._members}
         self._ends.clear()
         self._samples += self.on
 
