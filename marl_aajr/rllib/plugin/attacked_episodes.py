@@ -218,7 +218,7 @@ class AttackedEpisodes(ConnectorV2):
         if name not in self._acting or self._acting[name][0].module is not module:
             acting = ActingModule(module, from_space(module.action_space))
             attack = self._on_features(runner, name, module)
-            if agents:
+            if attack.channels is not None or attack.norm == "words":
                 known, names = _observed(runner), map(agent_name, agents)
                 attack = attack_on(attack, {name: known.get(name, {}) for name in names}, acting.width)
             check_acting(acting, name, attack)
