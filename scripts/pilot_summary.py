@@ -15,6 +15,7 @@ it has been evaluated with every seed.
 
 --collect STUDY ... first gathers the tables from studies/pilot, or from the studies of minimax:
 training.parquet with the curves of finished runs, and the results.parquet of minimax without single episodes.
+Rows of games that none of these studies has played stay as they are.
 """
 
 from __future__ import annotations
@@ -83,9 +84,13 @@ def main() -> None:
     rows = read(folder / "results.parquet")
     rows = rows if options.study == "minimax" else sorted(rows, key=_order)
     games = {"minimax": complete, "pilot": by_game, "crossplay": by_side}[options.study](rows)
-    draw(games).savefig((options.out or folder) / "returns.png", dpi=110)
-    for game, actions in product(games, kinds(rows)):
-        show(f"{game}, {actions} actions", table(of(games[game], actions=actions)))
+    drawn = {game: first_coefficients(rows) for game, rows in games.items()}
+    draw(drawn if options.study == "minimax" else games).savefig(
+        (options.out or folder) / "returns.png", dpi=110
+    )
+    for game, of_game in games.items():
+        for actions in kinds(of_game):
+            show(f"{game}, {actions} actions", table(of(of_game, actions=actions)))
     if options.study == "crossplay":
         show("every opponent, without an attack", matrix(rows))
         show("best responses", response_table(rows))
@@ -127,11 +132,29 @@ def collect(studies: Sequence[Path], folder: Path) -> None:
     """Write the curves of finished runs, a row for each iteration and module, and the results of minimax."""
     runs = [run for study in map(StudyFolder, studies) for run in _in_its_order(study)]
     curves = [row for run in runs if run.is_finished for row in _curves(run)]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(curves), folder / "training.parquet")
+    found = {"training.parquet": pyarrow.Table.from_pylist(curves)}
     if folder.name != "pilot":
         tables = [pyarrow.parquet.read_table(study / "results.parquet") for study in studies]
-        results = pyarrow.concat_tables(tables).drop_columns(["returns"])
-        pyarrow.parquet.write_table(results, folder / "results.parquet")
+        results = pyarrow.concat_tables(tables, promote_options="default")
+        found["results.parquet"] = results.drop_columns(["returns"])
+    for name, table in found.items():
+        kept = _of_other_games(folder / name, table)
+        pyarrow.parquet.write_table(
+            pyarrow.concat_tables([kept, table], promote_options="default"), folder / name
+        )
+
+
+def _of_other_games(file: Path, table: pyarrow.Table) -> pyarrow.Table:
+    """The rows of a table of before, but for those of games that another table has."""
+    before = pyarrow.parquet.read_table(file)
+    played = {_game(config) for config in table["config"].unique().to_pylist()}
+    own = {config: _game(config) not in played for config in before["config"].unique().to_pylist()}
+    return before.filter([own[config] for config in before["config"].to_pylist()])
+
+
+def _game(config: str) -> str:
+    name: str = json.loads(config)["env"]["name"]
+    return name.rpartition(".")[2]
 
 
 def _in_its_order(folder: StudyFolder) -> list[RunDirectory]:
@@ -163,7 +186,7 @@ def read(file: Path) -> Rows:
             "label": label(runs[row["config"]]),
             "seed": runs[row["config"]]["seed"],
             "of_steps": runs[row["config"]]["env_steps"],
-            "game": runs[row["config"]]["env"]["name"].rpartition(".")[2],
+            "game": _game(row["config"]),
         }
         for row in rows
     ]
@@ -185,6 +208,14 @@ def complete(rows: Rows) -> dict[str, Rows]:
         seeds.setdefault((row["game"], row["label"]), set()).add(row["seed"])
     whole = [row for row in rows if len(seeds[row["game"], row["label"]]) == SEEDS]
     return by_game(whole)
+
+
+def first_coefficients(rows: Rows) -> Rows:
+    """The rows of each method with the coefficient that hypotheses rest on, labelled without it."""
+    first: dict[str, str] = {}
+    for method in methods(rows):
+        first.setdefault(method.partition(", λ")[0], method)
+    return [row | {"label": name} for name, method in first.items() for row in rows if row["label"] == method]
 
 
 def table(rows: Rows) -> list[str]:
@@ -235,18 +266,27 @@ def estimate(rows: Rows, method: str, epsilon: float) -> Estimate:
 
 def draw(games: Mapping[str, Rows]) -> Figure:
     """Score against ε, a panel for each game and kind of actions."""
-    wide, shown = len(games), kinds([row for rows in games.values() for row in rows])
-    size = (3 + 3 * wide, 0.6 + 2.8 * len(shown))
-    figure, panels = plt.subplots(len(shown), wide, figsize=size, sharex=True, squeeze=False)
-    for (actions, game), axes in zip(product(shown, games), panels.flat, strict=True):
-        _draw_panel(axes, of(games[game], actions=actions))
-        axes.set_title(f"{game}: {actions}", loc="left", fontsize=9, fontweight="bold")
+    shown = kinds([row for rows in games.values() for row in rows])
+    found = {f"{game}: {k}": of(rows, actions=k) for k, (game, rows) in product(shown, games.items())}
+    played = {title: rows for title, rows in found.items() if rows}
+    wide = len(games) if len(played) == len(found) else 2
+    tall = -(-len(played) // wide)
+    figure, panels = plt.subplots(tall, wide, figsize=(3 + 3 * wide, 0.6 + 2.8 * tall), squeeze=False)
+    for axes in panels.flat[len(played) :]:
+        axes.set_visible(False)
+    for (title, rows), axes in zip(played.items(), panels.flat, strict=False):
+        _draw_panel(axes, rows)
+        axes.set_title(title, loc="left", fontsize=9, fontweight="bold")
     for axes in panels[-1]:
         axes.set_xlabel("ε (0: no attack)")
     for axes in panels[:, 0]:
-        axes.set_ylabel("return under the worst attack")
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=1 + wide, frameon=False, fontsize=8)
+        axes.set_ylabel("score under the worst attack")
+    handles = {
+        label: line
+        for axes in panels.flat
+        for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="lower center", ncol=1 + wide, frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.08 if wide > 1 else 0.16, 1, 1))
     return figure
 
