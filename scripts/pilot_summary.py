@@ -215,7 +215,9 @@ def first_coefficients(rows: Rows) -> Rows:
     first: dict[str, str] = {}
     for method in methods(rows):
         first.setdefault(method.partition(", λ")[0], method)
-    return [row | {"label": name} for name, method in first.items() for row in rows if row["label"] == method]
+    return [
+        {**row, "label": name} for name, method in first.items() for row in rows if row["label"] == method
+    ]
 
 
 def table(rows: Rows) -> list[str]:
