@@ -162,22 +162,22 @@ class Comparison:
 def _learns(compare: Comparison) -> str:
     """0. The minimax learns."""
     clean, small, large = compare.scores(MINIMAX, PLAIN, 0.0, 0.1, 0.2)
-    return _line(
+    return line(
         _learns,
         {"clean": clean, "ε = 0.1": small, "ε = 0.2": large},
         supported=clean.mean > -3 and small.positive and large.positive,
-        refuted=_below(clean, -3) or _below(small, 0) or _below(large, 0),
+        refuted=below(clean, -3) or below(small, 0) or below(large, 0),
     )
 
 
 def _cheaper(compare: Comparison) -> str:
     """(a) It is cheaper than the smooth policy."""
     clean, worst = compare.scores(MINIMAX, compare.first(SMOOTH), 0.0, 0.1)
-    return _line(
+    return line(
         _cheaper,
         {"clean": clean, "ε = 0.1": worst},
         supported=clean.positive and worst.mean >= -1,
-        refuted=_below(clean, 0) or _below(worst, -1),
+        refuted=below(clean, 0) or below(worst, -1),
     )
 
 
@@ -188,10 +188,10 @@ def _easier(compare: Comparison) -> str:
         f"gap in %, {output}": paired(inner_by_seed(compare.curves, name), alone, level=0.975)
         for output, name in compare.with_aajr().items()
     }
-    return _line(
+    return line(
         _easier,
         gaps,
-        supported=any(_below(gap, 0) for gap in gaps.values()),
+        supported=any(below(gap, 0) for gap in gaps.values()),
         refuted=len(gaps) == len(MAPS) and all(gap.positive for gap in gaps.values()),
     )
 
@@ -202,7 +202,7 @@ def _better(compare: Comparison) -> str:
         output: compare.scores(name, MINIMAX, 0.0, 0.1, level=0.975)
         for output, name in compare.with_aajr().items()
     }
-    return _line(
+    return line(
         _better,
         {
             f"{output}, {what}": each
@@ -210,7 +210,7 @@ def _better(compare: Comparison) -> str:
             for what, each in zip(("clean", "ε = 0.1"), pair, strict=True)
         },
         supported=any(worst.positive and clean.mean >= -1 for clean, worst in found.values()),
-        refuted=len(found) == len(MAPS) and all(_below(worst, 0) for _, worst in found.values()),
+        refuted=len(found) == len(MAPS) and all(below(worst, 0) for _, worst in found.values()),
     )
 
 
@@ -218,20 +218,22 @@ def _direction(compare: Comparison) -> str:
     """(d) The direction matters."""
     frobenius = compare.first(f"{MINIMAX} + Frobenius")
     (worst,) = compare.scores(compare.first(f"{MINIMAX} + AAJR on logits"), frobenius, 0.1)
-    return _line(_direction, {"ε = 0.1": worst}, supported=worst.positive, refuted=_below(worst, 0))
+    return line(_direction, {"ε = 0.1": worst}, supported=worst.positive, refuted=below(worst, 0))
 
 
-def _line(
-    hypothesis: Callable[[Comparison], str],
+def line(
+    hypothesis: Callable[..., str],
     statistics: Mapping[str, Estimate],
     *,
     supported: bool,
     refuted: bool,
 ) -> str:
+    """A line of Markdown: a hypothesis, named by the docstring of what decides it, and its verdict."""
     verdict = "refuted" if refuted else "supported" if supported else "undecided"
     found = "; ".join(f"{name}: {with_interval(each, decimals=1)}" for name, each in statistics.items())
     return f"| {(hypothesis.__doc__ or '').rstrip('.')} | {found} | **{verdict}** |"
 
 
-def _below(found: Estimate, bound: float) -> bool:
+def below(found: Estimate, bound: float) -> bool:
+    """Whether an interval lies below a bound."""
     return found.high is not None and found.high < bound

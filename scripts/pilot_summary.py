@@ -196,12 +196,12 @@ def _order(row: Mapping[str, Any]) -> tuple[bool, str]:
     return row["label"] != PLAIN, row["label"]
 
 
-def by_game(rows: Rows) -> dict[str, Rows]:
+def by_game(rows: Rows) -> Mapping[str, Rows]:
     """The rows of each environment."""
     return grouped((row["game"], row) for row in rows)
 
 
-def complete(rows: Rows) -> dict[str, Rows]:
+def complete(rows: Rows) -> Mapping[str, Rows]:
     """The rows of each environment, of methods that have been evaluated with every seed."""
     seeds: dict[tuple[str, str], set[int]] = {}
     for row in rows:
