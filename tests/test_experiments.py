@@ -19,7 +19,7 @@ from marl_aajr.report import compare, headline
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-STUDIES = {"pilot": 5, "crossplay": 4, "minimax": 7}
+STUDIES = {"pilot": 5, "crossplay": 4, "minimax": 12}
 """Study -> how many tables its page has."""
 PAGES = {name: (ROOT / "experiments" / name / "README.md").read_text() for name in STUDIES}
 
@@ -32,6 +32,16 @@ def test_the_tables_of_a_page_are_those_of_its_results(tmp_path: Path, study: st
     assert sum(row.startswith("|---") for row in rows) == tables
     assert [row for row in rows if row not in PAGES[study].splitlines()] == []
     assert (tmp_path / "returns.png").stat().st_size > 10_000
+
+
+def test_the_tables_of_the_readers_are_those_of_their_results() -> None:
+    words = [sys.executable, str(ROOT / "scripts" / "language_summary.py")]
+    printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    rows = [line for line in printed.splitlines() if line.startswith("|")]
+    page = (ROOT / "experiments" / "language" / "README.md").read_text().splitlines()
+    assert [row for row in rows if row not in page] == []
+    assert sum(row.startswith("|---") for row in rows) == 3
+    assert not any("not run yet" in row for row in rows)
 
 
 def test_the_snippet_of_the_pilot_prints_a_line_for_each_run() -> None:
@@ -106,6 +116,51 @@ def _rows(scores: Scores, spread: float) -> list[dict[str, Any]]:
                 row = {"label": method, "seed": seed, "epsilon": epsilon, "worst": epsilon > 0}
                 rows.append(row | {"attack": "none", "return": score + shared + own})
     return rows
+
+
+def _read(scores: dict[str, Sequence[float]]) -> list[dict[str, Any]]:
+    """Three runs of each method: without an attack, under the worst two words, under a liar."""
+    rows = []
+    for label, (clean, worst, liar) in scores.items():
+        for seed in (10, 11, 12):
+            row = {"label": label, "seed": seed, "worst": False}
+            shift = 0.1 * (seed - 11)
+            rows += [
+                row | {"attack": "none", "epsilon": 0.0, "return": clean + shift},
+                row | {"attack": "words-greedy", "epsilon": 2.0, "return": worst, "worst": True},
+                row | {"attack": "traitor", "epsilon": None, "return": liar + shift},
+            ]
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("plain", "others", "expected"),
+    [
+        (
+            (15.0, 12.0, 3.0),
+            [(14.5, 13.0, 2.0), (14.5, 14.0, 2.0), (14.5, 13.0, 2.0), (14.5, 13.0, 2.0)],
+            "sssssss",
+        ),
+        (
+            (11.0, 11.0, 3.0),
+            [(11.0, 10.0, 12.0), (11.0, 9.0, 2.0), (11.0, 10.0, 2.0), (11.0, 9.0, 2.0)],
+            "rrrrrrr",
+        ),
+        (
+            (13.0, 12.5, 3.0),
+            [(11.0, 13.0, 2.0), (11.0, 13.0, 2.0), (11.0, 13.0, 2.0), (11.0, 13.0, 2.0)],
+            "usuuusu",
+        ),
+    ],
+)
+def test_hypotheses_on_readers_are_decided_by_the_rules_of_the_page(
+    monkeypatch: pytest.MonkeyPatch, plain: Sequence[float], others: Sequence[Any], expected: str
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    summary = importlib.import_module("language_summary")
+    names = ("PPO", summary.LOSS, summary.AAJR, summary.SMOOTH, summary.ATTACKED)
+    lines = summary.verdicts(_read(dict(zip(names, (plain, *others), strict=True))))
+    assert [word[0] for word in re.findall(r"\*\*(\w+)\*\* \|", "\n".join(lines))] == list(expected)
 
 
 def test_certified_shares_are_those_of_the_certificates() -> None:
