@@ -120,10 +120,10 @@ def _rows(scores: Scores, spread: float) -> list[dict[str, Any]]:
 
 def _read(scores: dict[str, Sequence[float]]) -> list[dict[str, Any]]:
     """Three runs of each method: without an attack, under the worst two words, under a liar."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for label, (clean, worst, liar) in scores.items():
         for seed in (10, 11, 12):
-            row = {"label": label, "seed": seed, "worst": False}
+            row: dict[str, Any] = {"label": label, "seed": seed, "worst": False}
             shift = 0.1 * (seed - 11)
             rows += [
                 row | {"attack": "none", "epsilon": 0.0, "return": clean + shift},
