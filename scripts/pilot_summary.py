@@ -15,7 +15,8 @@ it has been evaluated with every seed.
 
 --collect STUDY ... first gathers the tables from studies/pilot, or from the studies of minimax:
 training.parquet with the curves of finished runs, and the results.parquet of minimax without single episodes.
-Rows of games that none of these studies has played stay as they are.
+Rows of games that none of these studies has played stay as they are. --again RUN ... gathers the runs of
+minimax whose inner loop was measured again.
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ EPSILONS = (0.0, 0.05, 0.1, 0.2)
 ACTIONS = ("greedy", "sampled")
 SEEDS = 3
 LAST = 5
+AGAIN = "inner_loop.parquet"
+"""Of minimax: the curves of runs whose inner loop was measured again, on steps drawn at random."""
+
 ENDS = f"mean of the last {LAST} iterations of training"
 _COLOURS = {
     "none": "#5c6670",
@@ -77,8 +81,11 @@ def main() -> None:
     parser.add_argument("study", choices=("pilot", "crossplay", "minimax"))
     parser.add_argument("--out", type=Path, help="folder of the figure, if not the study's")
     parser.add_argument("--collect", type=Path, nargs="+", metavar="STUDY", help="such as studies/pilot")
+    parser.add_argument("--again", type=Path, nargs="+", metavar="RUN", help="whose inner loop decides")
     options = parser.parse_args()
     folder = EXPERIMENTS / options.study
+    if options.again:
+        collect_again(options.again, folder)
     if options.collect:
         collect(options.collect, folder)
     rows = read(folder / "results.parquet")
@@ -101,11 +108,14 @@ def main() -> None:
         return
     for tuned in sorted(folder.glob("*_tuning.parquet")):
         show(tuned.stem.replace("_", " "), tuning_table(deciding(read(tuned))))
+    again = by_game(read(folder / AGAIN))
     for game, of_game in curves.items():
         decides = deciding(games.get(game, []))
         show(f"{game}: {ENDS}", training_table(of_game))
         show(f"{game}: the inner loop", inner_table(of_game, decides))
-        show(f"{game}: the hypotheses", verdicts(of_game, decides))
+        if game in again:
+            show(f"{game}: the inner loop, measured again", inner_table(again[game], decides))
+        show(f"{game}: the hypotheses", verdicts(again.get(game, of_game), decides))
 
 
 def show(title: str, lines: Sequence[str]) -> None:
@@ -155,6 +165,12 @@ def _of_other_games(file: Path, table: pyarrow.Table) -> pyarrow.Table:
 def _game(config: str) -> str:
     name: str = json.loads(config)["env"]["name"]
     return name.rpartition(".")[2]
+
+
+def collect_again(runs: Sequence[Path], folder: Path) -> None:
+    """Write the curves of these runs, whose inner loop was measured again."""
+    curves = [row for run in map(RunDirectory, runs) for row in _curves(run)]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(curves), folder / AGAIN)
 
 
 def _in_its_order(folder: StudyFolder) -> list[RunDirectory]:
