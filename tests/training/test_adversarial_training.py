@@ -148,7 +148,7 @@ def test_rllib_s_own_runners_play_under_the_same_attack(algorithm: str, tmp_path
         ),
         (
             {"rollouts": {}, "env": {"name": "pettingzoo.classic.tictactoe_v3"}},
-            "expected floating-point observations, got int8",
+            "expected floating-point observations to perturb, got int8",
         ),
         (
             {"rollouts": {}, "env": {"name": "simple_spread_v3", "kwargs": {"continuous_actions": True}}},
