@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow.parquet
@@ -30,7 +31,7 @@ LOSS, AAJR, SMOOTH, ATTACKED = (
     "smooth policy, λ = 0.1",
     "adversarial training",
 )
-LIAR, CONTROL = "traitor", "words-random"
+LIAR, CONTROL, HOTFLIP = "traitor", "words-random", "words-gradient"
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -54,12 +55,14 @@ def main() -> None:
 
 def table(rows: Rows) -> list[str]:
     """Lines of Markdown: returns by the words that the worst attack replaces, by chance, and with a liar."""
-    titles = ["", "no attack", *(f"{m} word{'s' * (m > 1)}" for m in WORDS), "2 at random", "with a liar"]
+    titles = ["", "no attack", *(f"{m} word{'s' * (m > 1)}" for m in WORDS)]
+    titles += ["2 by HotFlip", "2 at random", "with a liar", "decisions changed"]
     lines = []
     for method in methods(rows):
         found = [score_by_seed(rows, method, float(m)) for m in (0, *WORDS)]
-        found += [under(rows, method, CONTROL, 2.0), under(rows, method, LIAR, None)]
-        lines.append([method, *map(_cell, found)])
+        found += [under(rows, method, HOTFLIP, 2.0), under(rows, method, CONTROL, 2.0)]
+        found += [under(rows, method, LIAR, None)]
+        lines.append([method, *map(_cell, found), f"{_changed(rows, method):.1%}"])
     return markdown(titles, lines)
 
 
@@ -70,6 +73,12 @@ def under(rows: Rows, method: str, attack: str, epsilon: float | None) -> dict[i
         if (row["label"], row["attack"], row["epsilon"]) == (method, attack, epsilon):
             found[row["seed"]] = min(row["return"], found.get(row["seed"], row["return"]))
     return found
+
+
+def _changed(rows: Rows, method: str) -> float:
+    """The share of greedy decisions that two words of the greedy attack change."""
+    greedy = (method, "words-greedy", 2.0)
+    return fmean(r["success_rate"] for r in rows if (r["label"], r["attack"], r["epsilon"]) == greedy)
 
 
 def verdicts(rows: Rows) -> list[str]:

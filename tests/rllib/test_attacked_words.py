@@ -11,15 +11,15 @@ import torch
 from ray.rllib.core.columns import Columns
 from torch import Tensor
 
-from marl_aajr import AAJR, robustify
+from marl_aajr import robustify
 from marl_aajr.attacks.substitution import ExhaustiveWords
+from marl_aajr.core.channels import Channel
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.objectives import Clean, Margin
 from marl_aajr.core.token_network import TokenPolicy
 from marl_aajr.core.word_budget import WordBudget
 from marl_aajr.core.words import Words
 from marl_aajr.rllib.language_module import LanguageModule
-from marl_aajr.rllib.sampling.fast import fast
 from marl_aajr.rllib.sampling.run_env_runner import RunEnvRunner
 from marl_aajr.rollout.attack.on_words import attack_on
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
@@ -142,15 +142,20 @@ def test_a_run_trains_with_aajr_beside_it_and_resumes_to_the_same_numbers(
         assert 0 <= line["attack"]["inner_gain"] <= line["attack"]["strong_gain"]
         assert line["attack"]["monotone_fraction"] is None
         assert line["modules"]["team"]["aajr/gain_mean"] > 0
-    assert (
-        max(line["attack"]["strong_gain"] for line in lines) > 0
-    )  # nobody has spoken in an episode's first step
+    # Nobody has spoken in the first step of an episode.
+    assert max(line["attack"]["strong_gain"] for line in lines) > 0
 
 
 def test_agents_of_one_network_have_one_vocabulary() -> None:
     mapping = policy_mapping_of(reading())
-    attack = attack_on(TWO, {agent: mapping.channels[agent] for agent in ("ann", "bob")}, 17)
+    observed = {agent: dict(mapping.channels[agent]) for agent in ("ann", "bob")}
+    attack = attack_on(TWO, observed, 17)
     assert attack.perturbations(1.0).mask == tuple(i in spoken()[1] for i in range(17))
+    words, places = spoken()
+    others = Words(words.vocabulary[:1] + words.vocabulary[:0:-1], words.synonyms)
+    observed["bob"] = {"messages": Channel(tuple(places), words=others)}
+    with pytest.raises(ValueError, match="one vocabulary for agents who have one network"):
+        attack_on(TWO, observed, 17)
 
 
 @pytest.mark.parametrize(
@@ -191,5 +196,3 @@ def test_what_does_not_go_together_is_refused_before_anything_starts(
 def test_plain_rllib_users_are_told_the_same() -> None:
     with pytest.raises(ValueError, match="norm words for agents that read words, got linf"):
         runner(build_config(reading()), BARGAIN, rollouts=RolloutAttack())
-    config = robustify(build_config(reading()), AAJR(epsilon=0.5, norm="l2"))
-    fast(config, BARGAIN, rollouts=TWO)
