@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ def test_readers_act_on_synonyms_and_that_is_what_is_kept() -> None:
         torch.testing.assert_close(part.inputs.flatten(0, -2), inputs, atol=1e-5, rtol=1e-5)
         logp = Categorical(inputs.shape[-1]).log_prob(inputs, part.actions.flatten())
     torch.testing.assert_close(part.log_probs.flatten(), logp, atol=1e-5, rtol=1e-5)
+
+
+def test_the_worst_of_both_reads_other_words_and_the_other_the_truth() -> None:
+    sampler = runner(build_config(reading()), BARGAIN, rollouts=replace(TWO, worst_agents=1))
+    part = fragment(sampler, num_timesteps=32).modules["team"]
+    assert part.clean_obs is not None
+    changed = (part.obs != part.clean_obs)[: part.steps].any(-1)
+    assert changed.any()
+    assert int(changed.sum(1).max()) == 1
 
 
 @torch.no_grad()
