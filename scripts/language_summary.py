@@ -16,8 +16,9 @@ from statistics import fmean
 from typing import Any
 
 import pyarrow.parquet
+from experiment_tables import read, results_of
 from minimax_verdicts import PLAIN, below, interval, line, markdown, methods, paired, score_by_seed
-from pilot_summary import EXPERIMENTS, SEEDS, of, read, show
+from pilot_summary import EXPERIMENTS, SEEDS, of, show
 
 from marl_aajr.report.estimates import Estimate
 
@@ -43,9 +44,7 @@ def main() -> None:
     options = parser.parse_args()
     file = EXPERIMENTS / "language" / "results.parquet"
     if options.collect:
-        tables = [pyarrow.parquet.read_table(study / "results.parquet") for study in options.collect]
-        found = pyarrow.concat_tables(tables, promote_options="default").drop_columns(["returns"])
-        pyarrow.parquet.write_table(found, file)
+        pyarrow.parquet.write_table(results_of(options.collect), file)
     rows = read(file)
     for actions in ("greedy", "sampled"):
         if played := of(rows, actions=actions):

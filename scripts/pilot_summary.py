@@ -30,16 +30,14 @@ from statistics import fmean
 from typing import Any
 
 import matplotlib.pyplot as plt
-import pyarrow.parquet
 from crossplay_tables import by_side, matrix, response_table
+from experiment_tables import AGAIN, collect, collect_again, read
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from minimax_verdicts import (
-    INNER,
     PLAIN,
     inner_table,
     interval,
-    label,
     markdown,
     methods,
     score_by_seed,
@@ -48,19 +46,12 @@ from minimax_verdicts import (
 
 from marl_aajr.core.checks import grouped
 from marl_aajr.report.estimates import Estimate, number
-from marl_aajr.study.folder import StudyFolder
-from marl_aajr.study.runs import runs as runs_of
-from marl_aajr.study.study_config import load_study
-from marl_aajr.training.run_directory import RunDirectory
 
 EXPERIMENTS = Path(__file__).resolve().parent.parent / "experiments"
 EPSILONS = (0.0, 0.05, 0.1, 0.2)
 ACTIONS = ("greedy", "sampled")
 SEEDS = 3
 LAST = 5
-AGAIN = "inner_loop.parquet"
-"""Of minimax: the curves of runs whose inner loop was measured again, on steps drawn at random."""
-
 ENDS = f"mean of the last {LAST} iterations of training"
 _COLOURS = {
     "none": "#5c6670",
@@ -136,76 +127,6 @@ def deciding(rows: Rows) -> Rows:
 def of(rows: Rows, *, actions: str) -> Rows:
     """The rows of one kind of actions."""
     return [row for row in rows if row["actions"] == actions]
-
-
-def collect(studies: Sequence[Path], folder: Path) -> None:
-    """Write the curves of finished runs, a row for each iteration and module, and the results of minimax."""
-    runs = [run for study in map(StudyFolder, studies) for run in _in_its_order(study)]
-    curves = [row for run in runs if run.is_finished for row in _curves(run)]
-    found = {"training.parquet": pyarrow.Table.from_pylist(curves)}
-    if folder.name != "pilot":
-        tables = [pyarrow.parquet.read_table(study / "results.parquet") for study in studies]
-        results = pyarrow.concat_tables(tables, promote_options="default")
-        found["results.parquet"] = results.drop_columns(["returns"])
-    for name, table in found.items():
-        kept = _of_other_games(folder / name, table)
-        pyarrow.parquet.write_table(
-            pyarrow.concat_tables([kept, table], promote_options="default"), folder / name
-        )
-
-
-def _of_other_games(file: Path, table: pyarrow.Table) -> pyarrow.Table:
-    """The rows of a table of before, but for those of games that another table has."""
-    before = pyarrow.parquet.read_table(file)
-    played = {_game(config) for config in table["config"].unique().to_pylist()}
-    own = {config: _game(config) not in played for config in before["config"].unique().to_pylist()}
-    return before.filter([own[config] for config in before["config"].to_pylist()])
-
-
-def _game(config: str) -> str:
-    name: str = json.loads(config)["env"]["name"]
-    return name.rpartition(".")[2]
-
-
-def collect_again(runs: Sequence[Path], folder: Path) -> None:
-    """Write the curves of these runs, whose inner loop was measured again."""
-    curves = [row for run in map(RunDirectory, runs) for row in _curves(run)]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(curves), folder / AGAIN)
-
-
-def _in_its_order(folder: StudyFolder) -> list[RunDirectory]:
-    study, source = load_study(folder.study_file)
-    return [folder.run(run.name) for run in runs_of(study, source, folder.tuned(study))]
-
-
-def _curves(run: RunDirectory) -> list[dict[str, Any]]:
-    rows = []
-    common = {"run": run.path.name, "config": run.config().model_dump_json()}
-    for record in run.metrics():
-        known = {name: record[name] for name in ("iteration", "env_steps", "seconds", "return_mean")}
-        attack = record.get("attack") or {}
-        for module, metrics in record["modules"].items():
-            gains = [value for name, value in metrics.items() if name.endswith("/gain_mean")]
-            found = {"entropy": metrics["entropy"], "logit_scale": metrics.get("logit_scale")}
-            found |= {name: attack.get(name) for name in INNER} | {"gain": gains[0] if gains else None}
-            rows.append(common | known | {"module": module} | found)
-    return rows
-
-
-def read(file: Path) -> Rows:
-    """The rows of a table, with what their run's configuration says."""
-    rows = pyarrow.parquet.read_table(file).to_pylist()
-    runs = {config: json.loads(config) for config in {row["config"] for row in rows}}
-    return [
-        row
-        | {
-            "label": label(runs[row["config"]]),
-            "seed": runs[row["config"]]["seed"],
-            "of_steps": runs[row["config"]]["env_steps"],
-            "game": _game(row["config"]),
-        }
-        for row in rows
-    ]
 
 
 def _order(row: Mapping[str, Any]) -> tuple[bool, str]:
