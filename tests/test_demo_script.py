@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 pytestmark = pytest.mark.slow
 
 DEMO = Path(__file__).parents[1] / "scripts" / "demo.py"
@@ -68,7 +70,7 @@ class Demo:
 
     def run(self, *arguments: str, **extra: str) -> tuple[int, str, str]:
         process = self.start(*arguments, **extra)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE)
         return process.returncode, out, err
 
     @property
@@ -117,13 +119,13 @@ def test_a_finished_demo_is_kept_unless_told_otherwise(demo: Demo) -> None:
 
 def test_ctrl_c_reaches_all_once_and_the_same_command_goes_on(demo: Demo) -> None:
     process = demo.start(SLOW="30")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and not all(
         (demo.out / m / "status.json").exists() for m in ("none", "adversarial_training", "aajr")
     ):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert err == "Stopped and saved; the same command goes on from here.\n"
     assert json.loads((demo.out / "aajr" / "status.json").read_text())["state"] == "interrupted"

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
@@ -78,7 +80,7 @@ def run(script: Path, *arguments: str, **extra: str) -> subprocess.CompletedProc
         env=environment(**extra),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
 
@@ -120,7 +122,7 @@ def test_an_installation_that_was_killed_is_repaired(project: Path) -> None:
     process = subprocess.Popen(
         [str(setup)], env=environment(SLOW="30"), stderr=subprocess.PIPE, start_new_session=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not builds(project) and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 CLI = [sys.executable, "-m", "marl_aajr"]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -26,7 +28,7 @@ def cli(tmp_path: Path) -> Run:
         words = [*CLI, *map(str, arguments)]
         env = quiet_environment() | extra
         return subprocess.run(
-            words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False
+            words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
 
     return run

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from marl_aajr.cli.display import FINISHING, Interrupt, PlayingProgress, TrainingProgress, clock, summary
 from marl_aajr.evaluation import Progress as Played
+from tests.patience import PATIENCE
 
 METRICS: dict[str, Any] = {
     "iteration": 3,
@@ -155,7 +156,7 @@ def test_second_interrupt_ends_the_process_at_once() -> None:
         "    print('still here')\n"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert ended.returncode == -signal.SIGINT
     assert ended.stdout == "\x1b[?25h"  # the cursor is shown again

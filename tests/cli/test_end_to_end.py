@@ -13,6 +13,7 @@ import pytest
 
 from tests.cli.conftest import CLI, quiet_environment
 from tests.forked import Forked, joining
+from tests.patience import PATIENCE
 
 TINY = (
     *("--env", "simple_spread_v3", "--env-steps", "2000", "--checkpoint-every", "2", "--hidden", "16"),
@@ -83,7 +84,7 @@ def stopped(runs: Runs) -> str:
         said.append(line)
         if line.startswith("iteration 2 "):
             process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=60) == 130, said
+    assert process.wait(timeout=PATIENCE) == 130, said
     return "".join(said)
 
 
@@ -183,7 +184,7 @@ def test_the_demo_goes_from_nothing_to_a_report(ray_session: None, tmp_path: Pat
     command = [sys.executable, str(script), str(tmp_path / "demo"), "--env-steps", "1", "--episodes", "2"]
     env = quiet_environment() | {"MARL_AAJR_PYTHON": sys.executable, "WARM_COMMANDS": "yes"} | joining()
 
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "demo" / "report.html").is_file()
     assert "worst at ε 0.2" in done.stdout

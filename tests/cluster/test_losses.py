@@ -16,11 +16,9 @@ from marl_aajr.study.progress import GridProgress, StudyPlan
 from marl_aajr.training.run_directory import RunDirectory, disturbed
 from marl_aajr.training.trainer import train
 from tests.cluster.conftest import add_odd_node
+from tests.patience import PATIENCE
 from tests.study.files import TINY, do, write_study
 from tests.training.runs import numbers, tiny
-
-PATIENCE = 150.0
-"""Seconds that Ray may take to start a process on a busy machine."""
 
 LOST, BACK = "env_runners_lost", "env_runners_restarted"
 

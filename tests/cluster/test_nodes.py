@@ -22,6 +22,7 @@ from marl_aajr.training.cluster import check_room, ray_for
 from marl_aajr.training.resources import Resources
 from tests.cluster.conftest import add_odd_node, connect
 from tests.forked import ROOT, Forked
+from tests.patience import PATIENCE
 
 
 def test_a_process_that_no_node_has_room_for_is_refused_although_all_of_them_have(cluster: Cluster) -> None:
@@ -124,7 +125,7 @@ def test_one_line_puts_aajr_into_a_script_on_tune_and_its_metrics_into_tensorboa
 def test_environments_are_known_on_the_nodes_after_a_second_connection(cluster: Cluster) -> None:
     """Ray itself goes on to register for the job of the first one."""
     known = ray.remote(registered_creator)
-    assert ray.get(known.remote(register("simple_spread_v3")), timeout=60) is not None
+    assert ray.get(known.remote(register("simple_spread_v3")), timeout=PATIENCE) is not None
     ray.shutdown()
     connect(cluster)
-    assert ray.get(known.remote(register("simple_spread_v3")), timeout=60) is not None
+    assert ray.get(known.remote(register("simple_spread_v3")), timeout=PATIENCE) is not None

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from marl_aajr.training.run_directory import RunDirectory
+from tests.patience import PATIENCE
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "cluster" / "slurm.sh"
 
@@ -60,7 +61,9 @@ def free_port() -> int:
 
 
 def submit(job: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([SCRIPT, *words], env=job, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [SCRIPT, *words], env=job, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
 
 
 def test_a_job_trains_on_all_of_its_nodes(job: dict[str, str], tmp_path: Path) -> None:

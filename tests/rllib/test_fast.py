@@ -27,6 +27,7 @@ from marl_aajr.rllib.sampling.episode_metrics import RETURNS_KEY, EpisodeReturns
 from marl_aajr.rllib.sampling.fast import FragmentsToBatch, fast
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
+from tests.patience import PATIENCE
 from tests.rllib.fast_runs import CIRCLE, OURS, SPREAD, TAG, TICTACTOE, config, masked, normalizer
 
 SHORT = {"max_cycles": 10}
@@ -198,7 +199,7 @@ def test_remote_runners_merge_filters_evaluate_and_come_back_from_the_dead(ray_s
         assert seen == 2 * 4 * (1 + 20 + 2)
         (first, _) = built.env_runner_group._worker_manager.actors().values()
         ray.kill(first, no_restart=False)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         built.train()
         while built.env_runner_group.num_healthy_remote_workers() < 2:
             assert time.monotonic() < deadline, "the runner did not come back"

@@ -19,6 +19,7 @@ from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.rollout.game_shares import Processes, in_processes
 from marl_aajr.rollout.pettingzoo_batch import PettingZooBatch
+from tests.patience import PATIENCE
 from tests.rollout.test_processes import ENDINGS, PLAYED, beginning, others, played, same
 from tests.rollout.toy_games import Scripted
 
@@ -138,8 +139,8 @@ def test_a_process_that_nobody_needs_ends_by_itself(monkeypatch: pytest.MonkeyPa
 
 
 def ended(pid: int) -> bool:
-    """Whether a process ends within some seconds: it has no memory then."""
-    deadline = time.monotonic() + 10
+    """Whether a process ends: it has no memory then."""
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:
             if not Path(f"/proc/{pid}/maps").read_bytes():
@@ -194,6 +195,6 @@ def test_no_process_outlives_a_script_that_is_stopped(end: signal.Signals, tmp_p
             os.killpg(script.pid, end)
         else:
             script.kill()
-        _, said = script.communicate(timeout=30)
+        _, said = script.communicate(timeout=PATIENCE)
     assert said.count("Traceback") == (end == signal.SIGINT), said
     assert ended(child)

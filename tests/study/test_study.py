@@ -24,6 +24,7 @@ from marl_aajr.study.report import write_page
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import Status
 from tests.cli.conftest import CLI, quiet_environment
+from tests.patience import PATIENCE
 from tests.study.files import do, write_study
 from tests.training.runs import numbers
 
@@ -211,7 +212,7 @@ def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(done: Done, 
 
 
 def wait_until(it_is: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not it_is():
         assert time.monotonic() < deadline
         time.sleep(0.01)

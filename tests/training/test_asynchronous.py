@@ -14,6 +14,7 @@ from marl_aajr.training.config import make_config
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim
+from tests.patience import PATIENCE
 from tests.training.runs import TINY, kill_a, tiny
 
 STOCK = {"runner": "stock", "env_runners": 1, "envs_per_runner": 2}
@@ -42,7 +43,7 @@ def test_an_appo_run_goes_on_without_its_only_env_runner_and_is_resumed_and_expo
         ppo={"kl_coeff": 0.1},
         resources=STOCK,
     )
-    run, deadline = RunDirectory(tmp_path / "run"), time.monotonic() + 150
+    run, deadline = RunDirectory(tmp_path / "run"), time.monotonic() + PATIENCE
 
     def kill_once(record: dict[str, Any]) -> None:
         if record["iteration"] == 1:

@@ -13,6 +13,7 @@ import ray
 from marl_aajr.training.cluster import ray_for
 from marl_aajr.training.loop import native_warning_hidden
 from marl_aajr.training.resources import Resources
+from tests.patience import PATIENCE
 
 
 def test_what_others_started_is_used_and_left_running(ray_session: None) -> None:
@@ -86,7 +87,9 @@ def test_where_a_path_has_spaces_ray_is_started_or_joined_quietly_and_one_that_s
     python = prefix / Path(sys.executable).relative_to(sys.prefix)
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     words = [python, "-c", STARTS_WORKERS, ray.get_runtime_context().gcs_address]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(
+        words, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
     assert (done.returncode, done.stderr) == (0, "")
     (refused,) = done.stdout.splitlines()
     assert "start it by ray.init(runtime_env={'py_executable': \"'" in refused
