@@ -3,8 +3,8 @@
     w ↦ w′,   w′_i = w_i but in m places at most, where it is a synonym of w_i;   δ = embed(w′) − embed(w)
 
 The synonyms are those of the environment's channels (`marl_aajr.core.words.Words`), and channels say whose
-words an attack may touch. m is the size of the attack. What can be found at all is what `words-exhaustive`
-finds: it tries every sentence. Attacks on embeddings (`pgd` on a policy that reads words) move words to where
+words an attack may touch. m is the size of the attack. The most of the objective that there is in a decision
+is what `words-exhaustive` finds: it tries every sentence. Attacks on embeddings (`pgd` on a policy that reads words) move words to where
 no word is: what they do bounds from above what words in the same ball can do.
 """
 
@@ -180,12 +180,13 @@ class GradientWords(WordAttack):
     def choose(self, sentences: Sentences, count: int, generator: torch.Generator) -> Tensor:
         s, table = sentences, sentences.policy.embeddings
         current = best = s.tokens
-        value = s.value(best)
+        value, changeable = s.value(best), s.legal.flatten(1).any(-1)
         for _ in range(min(count, s.tokens.shape[-1])):
             slope = value_and_gradient(s.g, s.obs, s.delta(current))[1].unflatten(-1, (-1, table.shape[-1]))
             gain = ((table[s.others] - table[current].unsqueeze(-2)) * slope.unsqueeze(-2)).sum(-1)
             found = gain.masked_fill(~s.legal, -torch.inf).flatten(1).argmax(-1)
-            current = s.written(current, found // gain.shape[-1], found % gain.shape[-1])
+            changed = s.written(current, found // gain.shape[-1], found % gain.shape[-1])
+            current = torch.where(changeable[:, None], changed, current)
             tried = s.value(current)
             better = tried > value
             best, value = torch.where(better[:, None], current, best), torch.where(better, tried, value)
@@ -218,7 +219,10 @@ class GreedyWords(WordAttack):
 
 @dataclass(frozen=True, kw_only=True)
 class ExhaustiveWords(WordAttack):
-    """The worst of all sentences with at most m other words: no attack on words does more.
+    """The worst of all sentences with at most m other words, by the objective.
+
+    In each decision no attack on words gains more of the objective. The return can fall further under another
+    attack: none of them looks beyond the decision.
 
     Attributes:
         most: sentences to try at most.
@@ -228,7 +232,7 @@ class ExhaustiveWords(WordAttack):
     """
 
     name: ClassVar[str] = "words-exhaustive"
-    summary: ClassVar[str] = "every sentence with at most m other words: the exact worst case"
+    summary: ClassVar[str] = "every sentence with at most m other words: exact in each decision's objective"
     access: ClassVar[Access] = "queries"
 
     most: int = 1000

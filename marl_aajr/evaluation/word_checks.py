@@ -1,4 +1,4 @@
-"""Checks of the order of attacks on words, by the exact worst case of one word.
+"""Checks of the order of attacks on words, by the worst sentence with one other word.
 
     objective   random ≤ greedy,   every attack ≤ every sentence (one word),   fewer words ≤ more
     returns     random ≥ the strongest,   fewer words ≥ more

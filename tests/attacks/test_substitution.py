@@ -93,6 +93,19 @@ def test_every_sentence_is_tried_and_none_is_worse(count: int, channels: tuple[s
     assert found["words-random"].value.mean() < found["words-gradient"].value.mean() <= most.mean()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_sentence_without_synonyms_where_it_may_be_touched_stays(name: str) -> None:
+    """The first word has synonyms, in a channel that the attack is not held to."""
+    policy, obs = read()
+    tokens = TOKENS.clone()
+    tokens[::2] = torch.tensor([1, 4, 6, 6])
+    policy = TokenPolicy(policy.network, Categorical(3), tokens)
+    obs = policy.embed(tokens).detach()
+    shown = sentences(policy, run(attack(name, 1, channels=("messages",)), policy, obs).perturbed)
+    assert torch.equal(shown[::2], tokens[::2])
+    assert not torch.equal(shown, tokens)
+
+
 def test_the_gradient_is_exact_in_a_linear_network() -> None:
     policy, obs = read(linear=True)
     for count in (1, 3):
