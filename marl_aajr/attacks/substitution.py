@@ -4,8 +4,8 @@
 
 The synonyms are those of the environment's channels (`marl_aajr.core.words.Words`), and channels say whose
 words an attack may touch. m is the size of the attack. The most of the objective that there is in a decision
-is what `words-exhaustive` finds: it tries every sentence. Attacks on embeddings (`pgd` on a policy that reads words) move words to where
-no word is: what they do bounds from above what words in the same ball can do.
+is what `words-exhaustive` finds: it tries every sentence. Attacks on embeddings (`pgd` on a policy that reads
+words) move words to where no word is: what they do bounds from above what words in the same ball can do.
 """
 
 from __future__ import annotations
