@@ -26,7 +26,8 @@ class AttackedCopies:
     Attributes:
         generator: Source of what is drawn; whoever samples seeds it.
         epsilon: ε in force; 0: nobody is attacked.
-        reach: Copies from this number on are not attacked in this sample.
+        reach: Copies from this number on are not attacked in this sample. The share's are, and those whose
+            episode began under attack.
     """
 
     def __init__(self, attack: RolloutAttack, num_envs: int, device: torch.device) -> None:
@@ -47,15 +48,16 @@ class AttackedCopies:
     def begin(self, timestep: float) -> None:
         """Begin a sample, at this environment step: copies that begin an episode now are the new share's."""
         before, self._count = self._count, self._attack.copies(len(self._index), timestep)
-        self.epsilon = self._attack.size_at(timestep) if self._attack.active(timestep) else 0.0
         self._ended.clear()
+        self.reach = self._count
         if self._count != before or self._mixed:
             wanted = self._index < self._count
             self._member = torch.where(self._new, wanted, self._member)
-            self._mixed = not bool((self._member == wanted).all())
-        self.reach = max(self._count, before) if self._mixed else self._count
-        if not self._mixed:
-            self._member = self._index < self._count
+            others = (self._member != wanted).any()
+            last = ((self._index + 1) * self._member).amax()
+            mixed, reach = torch.stack([others.long(), last]).tolist()
+            self._mixed, self.reach = bool(mixed), max(self._count, reach)
+        self.epsilon = self._attack.size_at(timestep) if self.reach else 0.0
 
     def begin_episodes(self, over: Tensor) -> None:
         """New episodes begin in the copies `over [E]`; called after every step, and at a reset."""

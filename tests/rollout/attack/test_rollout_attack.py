@@ -169,6 +169,33 @@ def test_a_copy_is_attacked_from_the_beginning_of_an_episode_to_its_end() -> Non
     assert (subject.reach, subject.hit()) == (6, None)
 
 
+@pytest.mark.parametrize("falls_to", [0.5, 0.0])
+def test_a_falling_share_lets_attacked_episodes_end_first(falls_to: float) -> None:
+    """Also where a sample is one step, as in RLlib's runners, and where the share falls to nothing."""
+    subject = copies(RolloutAttack(share=((0, 1.0), (10, falls_to))))
+    nobody, kept = torch.zeros(8, dtype=torch.bool), int(8 * falls_to)
+    subject.begin(0)
+    assert (subject.reach, subject.hit()) == (8, None)
+    for step in (10, 11, 12):
+        subject.begin_episodes(nobody)
+        subject.begin(step)
+        assert subject.reach == 8
+        assert subject.epsilon == 0.1
+        assert subject.hit() is None or subject.hit().tolist() == [True] * 8  # type: ignore[union-attr]
+        assert all(subject.has(copy) for copy in range(8))
+    subject.begin_episodes(nobody.index_fill(0, torch.tensor([0, 6, 7]), True))
+    assert subject.ended().tolist() == [True] * 3
+    subject.begin(13)
+    hit = subject.hit()
+    assert hit is not None
+    assert hit.tolist() == [kept > 0, *[True] * 5]
+    subject.begin_episodes(~nobody)
+    assert subject.ended().tolist() == [kept > 0, *[True] * 5, False, False]
+    subject.begin(14)
+    assert (subject.reach, subject.hit()) == (kept, None)
+    assert subject.epsilon == (0.1 if kept else 0.0)
+
+
 def test_m_of_every_t_steps_of_an_episode_are_attacked() -> None:
     subject = copies(RolloutAttack(attacked_steps=[2, 5]), 50)  # type: ignore[arg-type]
     subject.begin(0)
