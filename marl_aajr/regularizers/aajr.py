@@ -28,11 +28,10 @@ from marl_aajr.core.checks import Schedule, maximum, one_of, positive, value_at
 from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import safe_sqrt
 from marl_aajr.core.objectives import EVERYTHING, Need
-from marl_aajr.core.output_maps import squared_distance
 from marl_aajr.regularizers.adversarial import check_adversarial_loss, require, trajectory_metrics
 from marl_aajr.regularizers.augmentation import perturbed_loss
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty, gain_metrics
-from marl_aajr.regularizers.kept_directions import staleness
+from marl_aajr.regularizers.kept_directions import attacked_rows, staleness
 from marl_aajr.regularizers.sample import Context, LossTerm, Sample, State
 
 Form = Literal["squared", "hinge", "constraint"]
@@ -42,6 +41,9 @@ Directions = Literal["fresh", "rollout", "epoch"]
 
 DUAL = "dual"
 """Key of λ in the state and of its metric."""
+
+ATTACKED = "attacked_minibatches"
+"""Metric along the rollout's path: share of the minibatches with attacked rows; the others' means are 0."""
 
 DUAL_STEP_SIZE = 1e-4
 DUAL_BOUNDS = (0.0, 1.0)
@@ -63,8 +65,9 @@ class AAJR(JacobianPenalty):
             cheaper penalty, without derivatives of the network.
         directions: path along which is penalised: `"fresh"`, of an ascent at each regularised minibatch (one
             an epoch by default), that of the `"rollout"`, which was played under attack: the learner then
-            runs no ascent; or `"epoch"`, of an ascent on the policy as it was when the epoch began. An epoch
-            comes to each row once, so that this saves no ascent: it tells what staleness does.
+            runs no ascent, the attack's settings say how far the path goes, and means are over the attacked
+            rows; or `"epoch"`, of an ascent on the policy as it was when the epoch began. An epoch comes to
+            each row once, so that this saves no ascent: it tells what staleness does.
         measured: whether gains are reported while λ = κ = 0, too: with `coefficient: 0`, those of plain PPO,
             which trains as ever, bit for bit.
         output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"`, `"fisher"` or
@@ -209,14 +212,16 @@ class AAJR(JacobianPenalty):
         return {DUAL: torch.tensor(self.coefficient, dtype=torch.float64)}
 
     def after_update(self, state: State, metrics: Mapping[str, float]) -> None:
-        """λ ← clip(λ + α (E‖J u‖² − γ²)), in place."""
-        if self.form != "constraint":
+        """λ ← clip(λ + α (E‖J u‖² − γ²)), in place; λ stays where nobody was attacked, and E is not known."""
+        attacked = metrics.get(ATTACKED, 1.0)
+        if self.form != "constraint" or not attacked:
             return
         assert self.gain_bound is not None
         assert self.dual_step_size is not None
         assert self.dual_bounds is not None
         low, high = self.dual_bounds
-        moved = float(state[DUAL]) + self.dual_step_size * (metrics["penalty"] - self.gain_bound**2)
+        excess = metrics["penalty"] / attacked - self.gain_bound**2
+        moved = float(state[DUAL]) + self.dual_step_size * excess
         state[DUAL] = torch.full_like(state[DUAL], min(max(moved, low), high))
 
     def loss_term(self, sample: Sample, context: Context) -> LossTerm:
@@ -229,7 +234,7 @@ class AAJR(JacobianPenalty):
         trajectory = self.attack(sample, context)
         with torch.set_grad_enabled(weight > 0 or self.form == "constraint"):
             if self.secant:
-                squared = self._squared_secants(sample, trajectory.deltas)
+                squared = self.squared_secants(sample, trajectory.deltas)
                 penalty, squared = sample.mean(self.penalties(squared)), squared.detach()
             else:
                 points, directions = self.on_path(sample, context, trajectory.deltas, trajectory.directions)
@@ -245,7 +250,7 @@ class AAJR(JacobianPenalty):
         context.check_finite("the directional gain ‖J u‖", squared)
         context.check_finite("the adversarial policy loss", loss)
         if self.directions == "epoch":  # of an update's first minibatch alone it would always be 1
-            metrics |= staleness(sample, self.adversary, trajectory.deltas[0], trajectory.directions[0])
+            metrics |= self._staleness(sample, context, trajectory.deltas[0], trajectory.directions[0])
         return LossTerm(loss, metrics | trajectory_metrics(sample, trajectory, loss, context))
 
     def attack(self, sample: Sample, context: Context) -> Trajectory:
@@ -262,22 +267,22 @@ class AAJR(JacobianPenalty):
             return super().attack(known, context)
 
     def _along_kept_path(self, sample: Sample, context: Context, weight: float) -> LossTerm:
-        """The penalty at the points of the rollout's path; 0 where nobody was attacked."""
+        """The penalty at the points of the rollout's path, over attacked rows; 0 without any."""
+        metrics = {DUAL: torch.tensor(weight)} if self.form == "constraint" else {}
         if sample.path is None:
             nothing = sample.obs.new_zeros(())
-            return LossTerm(nothing, dict.fromkeys(("penalty", "gain_mean", "gain_max"), nothing))
-        deltas, kept = sample.path.float().unbind(-3)
-        lengths = torch.linalg.vector_norm(kept, dim=-1, keepdim=True)
-        directions = kept / lengths.where(lengths > 0, torch.inf)  # as long as 1, whatever float16 made of it
-        points, along = deltas.movedim(-2, 0), directions.movedim(-2, 0)
+            names = ("penalty", "gain_mean", "gain_max", ATTACKED)
+            return LossTerm(nothing, metrics | dict.fromkeys(names, nothing))
+        attacked, points, along = attacked_rows(sample, sample.path)
         with torch.set_grad_enabled(weight > 0 or self.form == "constraint"):
-            penalty, squared = self.mean_squared_gain(sample, points, along, self.penalties)
-        loss = weight * penalty
+            penalty, squared = self.mean_squared_gain(attacked, points, along, self.penalties)
         context.check_finite("the directional gain ‖J u‖", squared)
-        metrics = {"penalty": penalty.detach(), **gain_metrics(sample, squared, context)}
-        if self.form == "constraint":
-            metrics[DUAL] = torch.tensor(weight)
-        return LossTerm(loss, metrics | staleness(sample, self.adversary, points[0], along[0]))
+        metrics |= {"penalty": penalty.detach(), ATTACKED: attacked.weight}
+        metrics |= gain_metrics(attacked, squared, context)
+        return LossTerm(weight * penalty, metrics | self._staleness(sample, context, points[0], along[0]))
+
+    def _staleness(self, sample: Sample, context: Context, delta: Tensor, kept: Tensor) -> dict[str, Tensor]:
+        return staleness(sample, self.adversary, self.around(sample, context.timestep), delta, kept)
 
     def penalties(self, squared: Tensor) -> Tensor:
         """The penalty of each row and step from ‖J u‖², which is 0 where a row has no direction u."""
@@ -285,16 +290,3 @@ class AAJR(JacobianPenalty):
             return squared
         assert self.gain_bound is not None
         return (safe_sqrt(squared) - self.gain_bound).clamp_min(0).square()
-
-    def _squared_secants(self, sample: Sample, deltas: Tensor) -> Tensor:
-        """‖φ(s + δ_{t+1}) − φ(s + δ_t)‖² / ‖δ_{t+1} − δ_t‖², `[K, B, ...]`; 0 where nothing moved."""
-        count = len(deltas)
-        policy = sample.policy.repeat(count)
-        outputs = policy((sample.obs + deltas).flatten(0, 1)).unflatten(0, (count, -1))
-        chords = squared_distance(
-            self.output, policy.distribution, outputs[:-1], outputs[1:], metric=self.metric
-        )
-        lengths = (deltas[1:] - deltas[:-1]).square().sum(-1)
-        # At a corner of the set the step is zero up to rounding, and so is the chord.
-        moved = lengths > torch.finfo(lengths.dtype).eps * deltas.square().sum(-1).amax(0)
-        return torch.where(moved, chords / torch.where(moved, lengths, 1.0), 0.0)

@@ -21,6 +21,7 @@ from marl_aajr.core.output_maps import (
     Metric,
     OutputMap,
     check_output_map,
+    squared_distance,
     squared_gain,
 )
 from marl_aajr.core.policy import ALL_ROWS, Policy, point_blocks
@@ -150,6 +151,19 @@ class JacobianPenalty(Adversarial):
         outputs, tangent = jvp(repeated, points.flatten(0, 1), directions.flatten(0, 1), backend=self.backend)
         squared = squared_gain(self.output, policy.distribution, outputs, tangent, metric=self.metric)
         return squared.unflatten(0, (count, -1))
+
+    def squared_secants(self, sample: Sample, deltas: Tensor) -> Tensor:
+        """‖φ(s + δ_{t+1}) − φ(s + δ_t)‖² / ‖δ_{t+1} − δ_t‖², `[K, B, ...]`; 0 where nothing moved."""
+        count = len(deltas)
+        policy = sample.policy.repeat(count)
+        outputs = policy((sample.obs + deltas).flatten(0, 1)).unflatten(0, (count, -1))
+        chords = squared_distance(
+            self.output, policy.distribution, outputs[:-1], outputs[1:], metric=self.metric
+        )
+        lengths = (deltas[1:] - deltas[:-1]).square().sum(-1)
+        # At a corner of the set the step is zero up to rounding, and so is the chord.
+        moved = lengths > torch.finfo(lengths.dtype).eps * deltas.square().sum(-1).amax(0)
+        return torch.where(moved, chords / torch.where(moved, lengths, 1.0), 0.0)
 
 
 def _weights(sample: Sample, shape: torch.Size) -> Tensor:
