@@ -7,7 +7,7 @@ nor the disk, and what its machine may lack in `check_machine`.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ def _set_processes(result: AlgorithmConfig, config: RunConfig) -> None:
 def _set_methods(
     result: AlgorithmConfig, config: RunConfig, mapping: PolicyMapping, methods: TeamMethods
 ) -> None:
-    attacked: Collection[str] = ()
+    attacked: Mapping[str, RolloutAttack] = {}
     if methods.attack is not None:
         attacked = check_attack(methods.attack, config, mapping)
     if methods.regularizers:

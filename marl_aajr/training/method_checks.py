@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import torch
 
@@ -24,9 +24,9 @@ from marl_aajr.training.team_methods import TeamMethods
 
 
 def check_regularizers(
-    config: RunConfig, mapping: PolicyMapping, methods: TeamMethods, attacked: Collection[str]
+    config: RunConfig, mapping: PolicyMapping, methods: TeamMethods, attacked: Mapping[str, RolloutAttack]
 ) -> None:
-    """Raise `ValueError` for a regularizer that its module cannot be trained with."""
+    """Raise `ValueError` for a regularizer that its module cannot be trained with, beside these attacks."""
     offers: frozenset[Need] = EVERYTHING
     # A centralised critic does not evaluate an observation alone, nor that of a language model embeddings.
     if config.model.critic != "own" or config.model.language is not None:
@@ -36,7 +36,7 @@ def check_regularizers(
     for module, regularizer in methods.regularizers.items():
         agent = mapping.modules[module]
         try:
-            check_beside(regularizer, methods.attack if module in attacked else None)
+            check_beside(regularizer, attacked.get(module))
             regularizer.check(from_space(mapping.action_spaces[agent]), offers=offers)
             if (leaves := regularizer.perturbed_leaves) is not None:
                 chosen_parts(mapping.observation_spaces[agent], leaves)
@@ -44,11 +44,12 @@ def check_regularizers(
             raise ValueError(f"method {methods.methods[module].name}, module {module!r}: {error}") from None
 
 
-def check_attack(attack: RolloutAttack, config: RunConfig, team: PolicyMapping) -> Collection[str]:
-    """The modules that have attacked agents; `ValueError` for an attack that they cannot be played under."""
+def check_attack(attack: RolloutAttack, config: RunConfig, team: PolicyMapping) -> dict[str, RolloutAttack]:
+    """The attack on each module that has attacked agents; `ValueError` for one that cannot be played."""
     attack.check_copies(config.resources.copies)
     groups = grouped((module, agent) for agent, module in team.module_of.items())
     members = attacked_members(attack, {m: tuple(agents) for m, agents in groups.items()}, team.channels)
+    found = {}
     for module, places in members.items():
         agent = groups[module][0]
         box, _ = split(team.observation_spaces[agent])
@@ -59,10 +60,11 @@ def check_attack(attack: RolloutAttack, config: RunConfig, team: PolicyMapping) 
             attack.check_memory(config.model.lstm is not None)
             nothing = torch.zeros(1, math.prod(box.shape))
             observed = {groups[module][i]: team.channels.get(groups[module][i], {}) for i in places}
-            attack_on(attack, observed, nothing.shape[-1]).perturbations(1.0).project(nothing, nothing)
+            found[module] = attack_on(attack, observed, nothing.shape[-1])
+            found[module].perturbations(1.0).project(nothing, nothing)
         except ValueError as error:
             raise ValueError(f"rollouts under attack, module {module!r}: {error}") from None
-    return members
+    return found
 
 
 def check_atla(config: RunConfig, atla: ATLAPhases) -> None:

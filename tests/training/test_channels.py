@@ -154,6 +154,15 @@ def test_unknown_channels_are_refused_with_those_that_are_there(changes: dict[st
         build_config(listening(**changes))
 
 
+def test_aajr_along_the_path_of_play_is_held_to_the_same_channels() -> None:
+    """By the features that they are: a run knows which."""
+    along = {"name": "aajr", "directions": "rollout", "objective": "margin"}
+    heard = {"channels": ["messages"]}
+    build_config(listening(method=along | heard, rollouts=heard))
+    with pytest.raises(ValueError, match=r"'listener': expected the mask of the rollouts, \(F.* got \("):
+        build_config(listening(method=along | {"channels": ["landmarks"]}, rollouts=heard))
+
+
 def test_one_network_for_agents_with_other_channels_is_refused() -> None:
     said = {"agent_0": {"mine": [0]}, "agent_1": {"mine": [1]}}
     env = {"name": "marl_aajr.envs.simple_spread_v3", "kwargs": {"N": 2}, "channels": said}

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
+from marl_aajr.core.ascent import steepest
+from marl_aajr.core.checks import maximum
 from marl_aajr.regularizers.aajr import AAJR
 from marl_aajr.regularizers.regularizer import Regularizer
 from marl_aajr.rollout.attack.rollout_attack import KeptPath, RolloutAttack
@@ -28,10 +32,35 @@ def _check_path(member: AAJR, rollouts: RolloutAttack | None) -> None:
             "directions='fresh'"
         )
     if rollouts.adversary != member.adversary:
-        raise ValueError(
-            f"expected the objective of the rollouts, {rollouts.adversary}, for aajr with "
-            f"directions='rollout', got {member.adversary}; set the same"
-        )
+        _refuse("objective", member.adversary, rollouts.adversary)
+    _check_preconditioner(member, rollouts)
+    names = ("norm", "low", "high", "epsilon", "steps", "step_size")
+    theirs = {name: getattr(rollouts, name) for name in names}
+    theirs["step"] = steepest(rollouts.norm) if rollouts.step == "auto" else rollouts.step
+    theirs |= {"start": None, "leaves": None}  # two mirrored starts, or the clean observation; all leaves
+    if member.epsilon == maximum(rollouts.epsilon):  # a run raises that of the rollouts from 0
+        del theirs["epsilon"]
+    for name, value in theirs.items():
+        if (own := getattr(member, name)) not in (value, getattr(AAJR, name)):
+            _refuse(name, own, value)
+
+
+def _check_preconditioner(member: AAJR, rollouts: RolloutAttack) -> None:
+    """The same M = mask · scale: AAJR compares kept directions M ∇g with fresh ones, and has to know it."""
+    names = ["scale", "mask", "channels"]
+    # A run has put the mask of its channels in their place.
+    if rollouts.channels is not None and member.channels is None and member.mask is not None:
+        names = names[:1]
+    for name in names:
+        if (own := getattr(member, name)) != (value := getattr(rollouts, name)):
+            _refuse(name, own, value)
+
+
+def _refuse(name: str, own: object, theirs: object) -> NoReturn:
+    raise ValueError(
+        f"expected the {name} of the rollouts, {theirs!r}, for aajr with directions='rollout', whose path is "
+        f"that of their adversary, got {own!r}; set it as there"
+    )
 
 
 def path_for(regularizer: Regularizer | None) -> KeptPath:
