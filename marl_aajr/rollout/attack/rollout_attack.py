@@ -74,7 +74,7 @@ class RolloutAttack:
             the steepest one in the set's norm.
         norm: norm of the radius: `"linf"` or `"l2"`; of agents that read words `"words"`: ε is the number m
             of words that HotFlip replaces by synonyms (`marl_aajr.rollout.attack.on_words`), a whole one, of
-            schedules the next below, and `steps`, `step_size` and `step` say nothing.
+            schedules the next below, and there is no `steps`, `step_size` or `step`.
         mask: per feature, whether it can be perturbed; None: all can.
         scale: per feature, the size > 0 of one unit of ε; None: 1.
         low: lower bound of perturbed observations, a number or one per feature; None: none.
@@ -167,6 +167,12 @@ class RolloutAttack:
             raise ValueError(
                 f"expected a whole number of words as epsilon with norm words, got {wrong[0]:g}; set 1 or 2"
             )
+        for name in ("steps", "step_size", "step"):
+            if (value := getattr(self, name)) != getattr(RolloutAttack, name):
+                raise ValueError(
+                    f"expected no {name} with norm words, got {value}: HotFlip takes one step a word; "
+                    "leave it out"
+                )
         if self.epsilon_draw is not None or self.path != "none":
             raise ValueError(
                 f"expected no epsilon_draw and path none with norm words, got {self.epsilon_draw} and "

@@ -242,6 +242,9 @@ def test_radii_are_drawn_for_each_episode_from_their_range() -> None:
         ({"critic": "blind"}, "expected critic out of clean, seen; got 'blind'"),
         ({"norm": "l7"}, "expected norm out of"),
         ({"mask": (False, False)}, "leaves the adversary a feature"),
+        ({"norm": "words", "epsilon": 1, "steps": 7}, "expected no steps with norm words, got 7: HotFlip"),
+        ({"norm": "words", "epsilon": 1, "step_size": 0.1}, "expected no step_size with norm words, got 0.1"),
+        ({"norm": "words", "epsilon": 1, "step": "sign"}, "expected no step with norm words, got sign"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: Any, message: str) -> None:
