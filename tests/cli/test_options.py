@@ -31,29 +31,28 @@ def shown_default(option: Option) -> Any:
     return option.read(option.setting.shown_default)
 
 
-@pytest.mark.parametrize("option", SETTINGS, ids=lambda option: option.flag)
-def test_shown_default_is_the_configurations(option: Option) -> None:
-    method = {"name": "none"} if option.key == "method.name" else {"name": "aajr"}
-    config = make_config({"env": {"name": "simple_spread_v3"}, "method": method}).model_dump(mode="json")
-    value = lookup(config, option.key)
-    assert shown_default(option) == (None if option.flag == "--env" else value)
-    assert f"default: {option.setting.shown_default}" in option.help or not option.setting.shown_default
+def test_shown_default_is_the_configurations() -> None:
+    plainly, with_aajr = (
+        make_config({"env": {"name": "simple_spread_v3"}, "method": {"name": name}}).model_dump(mode="json")
+        for name in ("none", "aajr")
+    )
+    for option in SETTINGS:
+        value = lookup(plainly if option.key == "method.name" else with_aajr, option.key)
+        shown = option.setting.shown_default
+        assert shown_default(option) == (None if option.flag == "--env" else value), option.flag
+        assert f"default: {shown}" in option.help or not shown, option.flag
 
 
-EVERY_OPTION = [*SETTINGS, *adversary.SETTINGS, *evaluate.SETTINGS, *study.SETTINGS]
+def test_the_help_is_what_the_settings_class_says() -> None:
+    for option in (*SETTINGS, *adversary.SETTINGS, *evaluate.SETTINGS, *study.SETTINGS):
+        shown = Text.from_markup(option.help).plain
+        assert shown.startswith(plain(option.setting.summary).removesuffix(".")), option.flag
 
 
-@pytest.mark.parametrize("option", EVERY_OPTION, ids=lambda option: option.flag)
-def test_the_help_is_what_the_settings_class_says(option: Option) -> None:
-    shown = Text.from_markup(option.help).plain
-    assert shown.startswith(plain(option.setting.summary).removesuffix("."))
-
-
-@pytest.mark.parametrize("option", SETTINGS, ids=lambda option: option.flag)
-def test_what_may_be_left_out_says_what_holds_then(option: Option) -> None:
-    assert option.setting.text
-    required = option.flag in ("--env", "--gain-bound")
-    assert bool(option.setting.shown_default) is not required
+def test_what_may_be_left_out_says_what_holds_then() -> None:
+    assert [option.flag for option in SETTINGS if not option.setting.text] == []
+    required = [option.flag for option in SETTINGS if not option.setting.shown_default]
+    assert sorted(required) == ["--env", "--gain-bound"]
 
 
 @pytest.mark.parametrize(

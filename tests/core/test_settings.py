@@ -27,7 +27,7 @@ from marl_aajr.training.config import EnvConfig, ModelConfig, PPOSettings, RunCo
 from marl_aajr.training.method import MethodConfig
 from marl_aajr.training.resources import Resources
 
-DATACLASSES = [*REGULARIZERS.values(), *ATTACKS.values(), ATLA]
+DATACLASSES: list[Any] = [*REGULARIZERS.values(), *ATTACKS.values(), ATLA]
 MODELS: list[type[BaseModel]] = [
     RunConfig,
     EnvConfig,
@@ -50,31 +50,31 @@ def path_of(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-@pytest.mark.parametrize("cls", DATACLASSES, ids=lambda cls: cls.__name__)
-def test_of_a_dataclass_names_and_defaults_are_the_fields(cls: Any) -> None:
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.name[0] != "_"}
-    found = declared(path_of(cls))
-    assert list(found) == list(fields)
-    for name, setting in found.items():
-        required = fields[name].default is dataclasses.MISSING
-        made = fields[name].default_factory is not dataclasses.MISSING
-        if not made:
-            assert setting.default == (REQUIRED if required else fields[name].default)
+def test_of_a_dataclass_names_and_defaults_are_the_fields() -> None:
+    for cls in DATACLASSES:
+        fields = {field.name: field for field in dataclasses.fields(cls) if field.name[0] != "_"}
+        found = declared(path_of(cls))
+        assert list(found) == list(fields), cls
+        for name, setting in found.items():
+            required = fields[name].default is dataclasses.MISSING
+            made = fields[name].default_factory is not dataclasses.MISSING
+            if not made:
+                assert setting.default == (REQUIRED if required else fields[name].default), (cls, name)
 
 
-@pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
-def test_of_a_model_names_and_defaults_are_the_fields(cls: type[BaseModel]) -> None:
-    found = declared(path_of(cls))
-    assert list(found) == list(cls.model_fields)
-    for name, field in cls.model_fields.items():
-        if field.default_factory is None and not dataclasses.is_dataclass(field.default):
-            default = REQUIRED if field.default is PydanticUndefined else field.default
-            assert found[name].default == default
+def test_of_a_model_names_and_defaults_are_the_fields() -> None:
+    for cls in MODELS:
+        found = declared(path_of(cls))
+        assert list(found) == list(cls.model_fields), cls
+        for name, field in cls.model_fields.items():
+            if field.default_factory is None and not dataclasses.is_dataclass(field.default):
+                default = REQUIRED if field.default is PydanticUndefined else field.default
+                assert found[name].default == default, (cls, name)
 
 
-@pytest.mark.parametrize("cls", [*DATACLASSES, *MODELS], ids=lambda cls: cls.__name__)
-def test_every_setting_is_described(cls: type) -> None:
-    assert [name for name, setting in declared(path_of(cls)).items() if not setting.text] == []
+def test_every_setting_is_described() -> None:
+    for cls in (*DATACLASSES, *MODELS):
+        assert [name for name, setting in declared(path_of(cls)).items() if not setting.text] == [], cls
 
 
 def test_ranges_and_choices_are_those_of_the_annotation() -> None:

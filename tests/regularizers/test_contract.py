@@ -37,22 +37,21 @@ ON_TRAJECTORY = [
 ]
 
 
-@every
-def test_it_is_a_value(name: str) -> None:
-    regularizer = example(name)
-    assert pickle.loads(pickle.dumps(regularizer)) == regularizer
-    assert hash(regularizer) == hash(pickle.loads(pickle.dumps(regularizer)))
+def test_it_is_a_value() -> None:
     names = {cls.__name__: cls for cls in REGULARIZERS.values()}
-    assert eval(repr(regularizer), names) == regularizer
+    for name in REGULARIZERS:
+        regularizer = example(name)
+        assert pickle.loads(pickle.dumps(regularizer)) == regularizer
+        assert hash(regularizer) == hash(pickle.loads(pickle.dumps(regularizer)))
+        assert eval(repr(regularizer), names) == regularizer
 
 
-@every
-def test_yaml_can_hold_its_settings(name: str) -> None:
-    regularizer = example(name)
-    settings = settings_of(regularizer)
-    plain = yaml.safe_load(yaml.safe_dump(_lists(settings)))
-    assert plain["name"] == name
-    assert make_regularizer(**plain) == regularizer
+def test_yaml_can_hold_its_settings() -> None:
+    for name in REGULARIZERS:
+        regularizer = example(name)
+        plain = yaml.safe_load(yaml.safe_dump(_lists(settings_of(regularizer))))
+        assert plain["name"] == name
+        assert make_regularizer(**plain) == regularizer
 
 
 def _lists(value: Any) -> Any:
@@ -62,12 +61,12 @@ def _lists(value: Any) -> Any:
     return [_lists(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-@every
-def test_it_teaches_its_settings(name: str) -> None:
-    assert REGULARIZERS[name].name == name
-    assert REGULARIZERS[name].summary
-    with pytest.raises(ValueError, match=rf"expected settings of '{name}' out of .*; got lambda"):
-        make_regularizer(name, **{**EXAMPLES.get(name, {}), "lambda": 1})
+def test_it_teaches_its_settings() -> None:
+    for name, cls in REGULARIZERS.items():
+        assert cls.name == name
+        assert cls.summary, name
+        with pytest.raises(ValueError, match=rf"expected settings of '{name}' out of .*; got lambda"):
+            make_regularizer(name, **{**EXAMPLES.get(name, {}), "lambda": 1})
 
 
 @every
@@ -204,14 +203,12 @@ def test_the_defaults_are_shared() -> None:
                 assert getattr(regularizer, setting) == getattr(reference, setting), (name, setting)
 
 
-@every
-def test_it_says_all_of_its_settings_in_the_words_of_the_classes_that_share_them(name: str) -> None:
-    cls = REGULARIZERS[name]
-    described = attributes(inspect.getdoc(cls) or "")
-    assert set(described) == {field.name for field in fields(cls)}  # type: ignore[arg-type]
-    assert {key: setting.text for key, setting in declared(f"{cls.__module__}.{cls.__name__}").items()} == (
-        described
-    )
+def test_it_says_all_of_its_settings_in_the_words_of_the_classes_that_share_them() -> None:
+    for cls in REGULARIZERS.values():
+        described = attributes(inspect.getdoc(cls) or "")
+        assert set(described) == {field.name for field in fields(cls)}, cls  # type: ignore[arg-type]
+        said = declared(f"{cls.__module__}.{cls.__name__}")
+        assert {key: setting.text for key, setting in said.items()} == described, cls
 
 
 def test_aajr_says_all_of_its_settings_where_it_is_written_in_the_words_of_its_bases() -> None:
