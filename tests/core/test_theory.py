@@ -39,7 +39,7 @@ def networks(draw: st.DrawFn) -> tuple[ModulePolicy, Tensor]:
     return ModulePolicy(network, distribution), obs
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     network=networks(),
     name=st.sampled_from(sorted(OBJECTIVES)),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
@@ -91,6 +91,7 @@ class TestStrategic:
         assert attacked[-2:].all()
 
 
+@settings(max_examples=30, deadline=None)
 @given(
     m=st.integers(1, 5),
     length=st.integers(1, 12),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -23,6 +23,7 @@ NAMES = st.lists(st.sampled_from(["agent_0", "agent_1", "red-2"]), min_size=1, u
 
 
 class TestText:
+    @settings(max_examples=30, deadline=None)
     @given(
         agents=st.none() | st.integers(1, 9) | NAMES.map(tuple),
         steps=st.none() | st.integers(1, 99),

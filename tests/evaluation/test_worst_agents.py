@@ -7,7 +7,7 @@ from math import comb
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marl_aajr.core.seeds import Purpose, derived_seed
@@ -73,6 +73,7 @@ class TestWorstAgents:
         assert result.attacks[0].agents == ("agent_1", "agent_3", "agent_5")
         assert len(result.results[0].subsets) == trials(agents, 3)
 
+    @settings(max_examples=30, deadline=None)
     @given(n=st.integers(1, 8), data=st.data())
     def test_every_subset_is_tried_while_there_are_few(self, n: int, data: Any) -> None:
         agents, k = [f"a{i}" for i in range(n)], data.draw(st.integers(1, n))

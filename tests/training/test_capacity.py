@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import product
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marl_aajr.training.cluster import have_room
@@ -32,6 +32,7 @@ def somehow(runners: Group, learners: Group, nodes: Sequence[dict[str, float]]) 
     )
 
 
+@settings(max_examples=30, deadline=None)
 @given(groups("env runner"), groups("learner"), st.lists(amounts(1.0, 2), min_size=1, max_size=3))
 def test_there_is_room_where_some_way_of_placing_all_processes_is(
     runners: Group, learners: Group, nodes: list[dict[str, float]]
