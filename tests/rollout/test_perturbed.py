@@ -54,7 +54,7 @@ def in_full(env: BatchedEnv, share: float) -> dict[str, Tensor]:
     ids=["spread", "unperturbed", "l2", "one-agent", "turns", "turns-one-agent"],
 )
 def test_the_contract_holds(spec: EnvironmentSpec, settings: dict[str, Any]) -> None:
-    check_batched_env(lambda num_envs: batch(spec, num_envs, **settings), steps=30)
+    check_batched_env(lambda num_envs: batch(spec, num_envs, **settings), steps=20)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])

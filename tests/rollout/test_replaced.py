@@ -32,7 +32,7 @@ def batch(
     ids=["spread", "nobody", "boxes", "one-agent", "turns"],
 )
 def test_the_contract_holds(spec: EnvironmentSpec, settings: dict[str, Any]) -> None:
-    check_batched_env(lambda num_envs: batch(spec, num_envs, **settings), steps=30)
+    check_batched_env(lambda num_envs: batch(spec, num_envs, **settings), steps=20)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0])
