@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -36,9 +37,12 @@ def bootstrap_interval(returns: Sequence[float], *, seed: int) -> tuple[float | 
 
 
 def percentile_interval(
-    samples: Sequence[ArrayLike], statistic: Callable[..., float], *, resamples: int, seed: int
+    samples: Sequence[ArrayLike], statistic: Callable[..., Any], *, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """The 95 % percentile bootstrap interval of a statistic of some samples, each resampled by itself."""
+    """The 95 % percentile bootstrap interval of a statistic of some samples, each resampled by itself.
+
+    A statistic that takes an `axis` is asked once, of all resamples.
+    """
     interval = stats.bootstrap(
         [np.asarray(sample) for sample in samples],
         statistic,

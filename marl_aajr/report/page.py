@@ -8,6 +8,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -110,14 +111,8 @@ def _render(
     runs = list({str(run.path): run for row in rows for run in row.method.runs}.values())
     across = _scores(comparisons, references)
     places = list(dict.fromkeys(comparison.task.short for comparison in comparisons))
-    environment = Environment(
-        loader=PackageLoader("marl_aajr.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    template = _templates().get_template("report.html.j2")
+    return template.render(
         title=title or f"Who survives on {places[0] if len(places) == 1 else f'{len(places)} environments'}",
         subtitle=f"{count(len(legend.looks), 'method')}, {count(len(runs), 'run')}"
         + (f"; evaluated on {comparisons[0].protocol}" if len(comparisons) == 1 else ""),
@@ -142,6 +137,18 @@ def _render(
         attacks=reproduce.attacks(comparisons),
         several_runs=any(len(row.runs) > 1 for row in rows),
         single_runs=any(len(row.runs) == 1 for row in rows),
+    )
+
+
+@cache
+def _templates() -> Environment:
+    """Kept, because compiling the templates takes longer than filling them in."""
+    return Environment(
+        loader=PackageLoader("marl_aajr.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
 
 

@@ -86,7 +86,7 @@ class TestBootstrap:
 
     def test_the_mean_of_many_runs_has_the_textbook_width(self) -> None:
         runs = np.random.default_rng(1).normal(size=400)
-        interval = stratified_bootstrap(lambda tasks: float(np.mean(tasks[0])), [runs], resamples=2000)
+        interval = stratified_bootstrap(lambda tasks: np.mean(tasks[0], axis=-1), [runs], resamples=2000)
         assert interval.low is not None
         assert interval.high is not None
         assert interval.high - interval.low == pytest.approx(2 * 1.96 * runs.std() / 20, rel=0.1)
