@@ -37,18 +37,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
         shutil.copy(ROOT / name, source / name)
     for name in ("marl_aajr", "envs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(target),
-        str(source),
-    ]
-    subprocess.run(build, check=True, capture_output=True)
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", build, target], cwd=source, check=True, capture_output=True)
     with zipfile.ZipFile(next(target.glob("*.whl"))) as built:
         yield built
 
