@@ -32,14 +32,15 @@ class Signs(ParallelEnv[str, Any, Any]):
         self.possible_agents = [f"agent_{i}" for i in range(3)]
         self.size, self.longest, self.dtype = size, longest, np.dtype(dtype)
         self.broken_at, self.endless = broken_at, endless
+        self.observed, self.acts = spaces.Box(-100, 100, (2,), self.dtype.type), spaces.Discrete(2)
         if teams:
             self.teams = {"agent_0": "left", "agent_1": "right", "agent_2": "right"}
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Box(-100, 100, (2,), self.dtype.type)
+        return self.observed
 
     def action_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Discrete(2)
+        return self.acts
 
     def reset(self, seed: int | None = None, options: Any = None) -> Any:
         self.rng = np.random.default_rng(seed)
@@ -77,18 +78,19 @@ class Moves(AECEnv[str, Any, Any]):
         super().__init__()
         self.possible_agents = ["first", "second"]
         self.longest = longest
-        if sides:
-            self.teams = {"first": "first", "second": "second"}
-
-    def observation_space(self, agent: str) -> spaces.Space[Any]:
         parts = {
             "observation": spaces.Box(-1.0, 1.0, (3,), np.float32),
             "action_mask": spaces.Box(0, 1, (4,), np.int8),
         }
-        return spaces.Dict(parts)
+        self.observed, self.acts = spaces.Dict(parts), spaces.Discrete(4)
+        if sides:
+            self.teams = {"first": "first", "second": "second"}
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return self.observed
 
     def action_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Discrete(4)
+        return self.acts
 
     def observe(self, agent: str) -> Any:
         return {"observation": self.seen, "action_mask": self.legal}
@@ -144,12 +146,13 @@ class Stakes(ParallelEnv[str, Any, Any]):
             steps,
             crucial,
         )
+        self.observed, self.acts = spaces.Box(-100, 100, (2,), np.float32), spaces.Discrete(2)
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Box(-100, 100, (2,), np.float32)
+        return self.observed
 
     def action_space(self, agent: str) -> spaces.Space[Any]:
-        return spaces.Discrete(2)
+        return self.acts
 
     def reset(self, seed: int | None = None, options: Any = None) -> Any:
         self.rng = np.random.default_rng(seed)
