@@ -5,9 +5,7 @@ from __future__ import annotations
 import html
 import importlib
 import re
-import subprocess
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +21,35 @@ STUDIES = {"pilot": 5, "crossplay": 4, "minimax": 14}
 """Study -> how many tables its page has."""
 PAGES = {name: (ROOT / "experiments" / name / "README.md").read_text() for name in STUDIES}
 
+PrintedBy = Callable[..., str]
+
+
+@pytest.fixture
+def printed_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> PrintedBy:
+    """What a script prints when it is called with these words; in this process, which has loaded torch."""
+
+    def run(script: str, *words: str) -> str:
+        monkeypatch.syspath_prepend(ROOT / "scripts")
+        monkeypatch.setattr("sys.argv", [script, *words])
+        importlib.import_module(script).main()
+        return capsys.readouterr().out
+
+    return run
+
 
 @pytest.mark.parametrize(("study", "tables"), STUDIES.items())
-def test_the_tables_of_a_page_are_those_of_its_results(tmp_path: Path, study: str, tables: int) -> None:
-    words = [sys.executable, str(ROOT / "scripts" / "pilot_summary.py"), study, "--out", str(tmp_path)]
-    printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+def test_the_tables_of_a_page_are_those_of_its_results(
+    tmp_path: Path, printed_by: PrintedBy, study: str, tables: int
+) -> None:
+    printed = printed_by("pilot_summary", study, "--out", str(tmp_path))
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert sum(row.startswith("|---") for row in rows) == tables
     assert [row for row in rows if row not in PAGES[study].splitlines()] == []
     assert (tmp_path / "returns.png").stat().st_size > 10_000
 
 
-def test_the_tables_of_the_readers_are_those_of_their_results() -> None:
-    words = [sys.executable, str(ROOT / "scripts" / "language_summary.py")]
-    printed = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+def test_the_tables_of_the_readers_are_those_of_their_results(printed_by: PrintedBy) -> None:
+    printed = printed_by("language_summary")
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     page = (ROOT / "experiments" / "language" / "README.md").read_text().splitlines()
     assert [row for row in rows if row not in page] == []
@@ -44,11 +57,13 @@ def test_the_tables_of_the_readers_are_those_of_their_results() -> None:
     assert not any("not run yet" in row for row in rows)
 
 
-def test_the_snippet_of_the_pilot_prints_a_line_for_each_run() -> None:
+def test_the_snippet_of_the_pilot_prints_a_line_for_each_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (snippet,) = re.findall(r"```python\n(.*?)```", PAGES["pilot"], re.DOTALL)
-    words = [sys.executable, "-c", snippet]
-    printed = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT).stdout
-    assert len(printed.splitlines()) == 48
+    monkeypatch.chdir(ROOT)
+    exec(compile(snippet, "README.md", "exec"), {"__name__": "__main__"})
+    assert len(capsys.readouterr().out.splitlines()) == 48
 
 
 @pytest.mark.parametrize("study", ["pilot", "crossplay"])
