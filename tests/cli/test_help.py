@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,19 +26,37 @@ HELP = {
 }
 
 
+Shown = Callable[..., str]
+
+
+@pytest.fixture
+def shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shown:
+    """What a command prints in this process, where it ends well."""
+
+    def run(*words: str, columns: int = 100) -> str:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        printed = capsys.readouterr()
+        assert (ended.value.code, printed.err) == (0, "")
+        return printed.out
+
+    return run
+
+
 @pytest.mark.parametrize("command", HELP)
-def test_every_command_shows_examples_that_a_narrow_terminal_does_not_wrap(cli: Run, command: str) -> None:
-    shown = cli(command, "--help", COLUMNS="80")
-    assert (shown.returncode, shown.stderr) == (0, "")
-    lines = [line.strip() for line in shown.stdout.splitlines()]
+def test_every_command_shows_examples_that_a_narrow_terminal_does_not_wrap(
+    shown: Shown, command: str
+) -> None:
+    lines = [line.strip() for line in shown(command, "--help", columns=80).splitlines()]
     after = HELP[command].split("Examples:\n")[1]
     examples = [line.strip() for line in after.partition("\n\n")[0].splitlines()]
     assert examples
     assert all(line.startswith(f"marl-aajr {command} ") and line in lines for line in examples)
 
 
-def test_help_of_train_has_every_setting_with_its_default(cli: Run) -> None:
-    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", cli("train", "-h").stdout).split())
+def test_help_of_train_has_every_setting_with_its_default(shown: Shown) -> None:
+    text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", shown("train", "-h")).split())
     for setting in train.SETTINGS:
         assert f" {setting.flag} " in text
     assert "[default: 1000000; at least 1]" in text
@@ -54,15 +73,14 @@ def test_help_does_not_wait_for_torch_or_ray() -> None:
     assert loaded.stdout == "\n"
 
 
-def test_help_of_evaluate_has_the_keys_of_its_json_a_line_each(cli: Run) -> None:
-    shown = cli("evaluate", "--help", COLUMNS="80").stdout
-    lines = [line.strip() for line in shown.splitlines()]
+def test_help_of_evaluate_has_the_keys_of_its_json_a_line_each(shown: Shown) -> None:
+    lines = [line.strip() for line in shown("evaluate", "--help", columns=80).splitlines()]
     assert all(line.strip() in lines for line in evaluate.JSON.splitlines())
 
 
-def test_help_of_study_shows_a_file_that_is_one(cli: Run, tmp_path: Path) -> None:
-    shown = cli("study", "--help", COLUMNS="80").stdout
-    assert all(line in shown for line in study.EXAMPLE.splitlines())
+def test_help_of_study_shows_a_file_that_is_one(shown: Shown, tmp_path: Path) -> None:
+    text = shown("study", "--help", columns=80)
+    assert all(line in text for line in study.EXAMPLE.splitlines())
     file = tmp_path / "mine.yaml"
     file.write_text(study.EXAMPLE)
     read, _ = load_study(file)
@@ -74,9 +92,11 @@ def test_version(cli: Run) -> None:
     assert cli("--version").stdout == f"marl-aajr {__version__}\n"
 
 
-def test_without_a_command_the_help_is_shown(cli: Run) -> None:
-    shown = cli()
-    assert all(command in shown.stdout for command in HELP)
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([])
+    text = capsys.readouterr().out
+    assert all(command in text for command in HELP)
 
 
 @pytest.mark.parametrize(
@@ -87,19 +107,13 @@ def test_without_a_command_the_help_is_shown(cli: Run) -> None:
         ("attacks", {"noise", "fgsm", "pgd"}),
     ],
 )
-def test_lists_are_for_people_and_for_programs(
-    capsys: pytest.CaptureFixture[str], kind: str, names: set[str]
-) -> None:
-    def listed(*arguments: str) -> str:
-        with pytest.raises(SystemExit) as ended:
-            main(["list", kind, *arguments])
-        assert ended.value.code == 0
-        return capsys.readouterr().out
-
-    entries = json.loads(listed("--json"))
+def test_lists_are_for_people_and_for_programs(shown: Shown, kind: str, names: set[str]) -> None:
+    entries = json.loads(shown("list", kind, "--json"))
     assert all(set(entry) == {"name", "summary"} and entry["summary"] for entry in entries)
     assert names <= {entry["name"] for entry in entries}
-    assert [line.split()[0] for line in listed().splitlines()] == [entry["name"] for entry in entries]
+    assert [line.split()[0] for line in shown("list", kind).splitlines()] == [
+        entry["name"] for entry in entries
+    ]
 
 
 @pytest.mark.parametrize(
@@ -114,10 +128,7 @@ def test_lists_are_for_people_and_for_programs(
     ],
 )
 def test_the_keys_of_a_file_and_the_settings_of_a_method_are_listed(
-    capsys: pytest.CaptureFixture[str], kind: str, key: str, says: str
+    shown: Shown, kind: str, key: str, says: str
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        main(["list", kind])
-    assert ended.value.code == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[0] == key)
+    (line,) = (line for line in shown("list", kind).splitlines() if line.split()[0] == key)
     assert says in line
