@@ -55,7 +55,7 @@ class Doubled(BaseFeaturesExtractor):
 IMAGES = Fixed(spaces.Box(0, 255, (36, 36, 3), np.uint8), spaces.Discrete(3))
 PARTS = Fixed(spaces.Box(-1.0, 1.0, (6,)), spaces.MultiDiscrete([3, 2]))
 SHORT = {"n_steps": 32, "batch_size": 32}
-OFF = {"learning_starts": 10, "buffer_size": 100}
+OFF = {"learning_starts": 10, "buffer_size": 100, "policy_kwargs": {"net_arch": [8]}}
 
 
 def env_of(env: str | gym.Env[Any, Any]) -> gym.Env[Any, Any]:
