@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 DEMO = Path(__file__).parents[1] / "scripts" / "demo.py"
 
 STAND_IN = """#!/bin/sh
-"exec" "{python}" "$0" "$@"
+"exec" "{python}" "-IS" "$0" "$@"
 import json, os, pathlib, signal, sys, time
 command, words = sys.argv[3], sys.argv[4:]
 with open(os.environ["CALLS"], "a") as calls:
