@@ -41,6 +41,7 @@ def runs(tmp_path: Path) -> list[Path]:
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_terminal_says_what_the_page_says(
     tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,6 +50,8 @@ def test_the_terminal_says_what_the_page_says(
     assert "Worst: of each run its own, chosen by its return on 25 other episodes" in out
     verdict = "aajr survives attacks best; without an attack it returns 1.0 less than plain PPO."
     assert f"Verdict: {verdict}" in out
+    assert "worst at ε 0.1" in out
+    assert str(tmp_path / "r.html") in out
     assert (
         "over the same 20 episodes, pair by pair. There is one run per method: another training seed" in out
     )
@@ -131,6 +134,7 @@ def test_failed_checks_are_said_before_the_verdict(
     assert out.index("FAILED") < out.index("Verdict:")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_each_environment_has_a_table_and_a_section(
     tmp_path: Path, runs: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,6 +150,7 @@ def test_words_are_not_mixed_with_balls() -> None:
         evaluate(team(Listener()), attacks=["words-greedy", "pgd"], epsilons=[1], **FEW)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_counts_words(judged: Evaluation, tmp_path: Path) -> None:
     run = write_run(tmp_path / "listener", configuration={**config(), "env": {"name": BARGAIN}})
     (run / "evaluations" / "default.json").write_text(judged.model_dump_json())

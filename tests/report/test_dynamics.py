@@ -43,6 +43,7 @@ def compared(tmp_path: Path, **methods: list[dict[str, dict[Any, float]]]) -> tu
     return compare(paths), paths
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_returns_means_and_the_worst_value_of_each_argument(tmp_path: Path) -> None:
     plain = [{"mass": {2: -60.0, 0.5: -30.0}}, {"mass": {0.5: -34.0, 2: -52.0, 4: -90.0}}]
     comparison, paths = compared(tmp_path, none=plain, aajr=[{"map": {"maze": -20.0}}, {}])

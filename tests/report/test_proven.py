@@ -64,6 +64,7 @@ def compared(tmp_path: Path, **methods: Sequence[Sequence[Certificate]]) -> tupl
     return compare(paths), paths
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_every_share_stands_between_what_is_proven_and_what_is_found(tmp_path: Path) -> None:
     plain = [[certificate((0.01, 0.25), (0.05, 0.5))], [certificate((0.01, 0.0))], []]
     other = certificate((0.01, 0.0), norm="l2")

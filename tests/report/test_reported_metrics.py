@@ -50,6 +50,7 @@ def test_they_are_in_the_json_by_size(comparison: Comparison) -> None:
     assert found == pytest.approx({0.0: 0.85, 0.1: 0.45, 0.2: 0.2})
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_has_a_table_and_a_panel(comparison: Comparison, tmp_path: Path) -> None:
     page = write_report([comparison], tmp_path / "page.html").read_text()
     assert "Beside the return" in page

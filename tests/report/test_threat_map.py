@@ -120,6 +120,7 @@ def test_what_carries_over_is_beside_plain_and_says_what_was_trained(comparison:
     assert "replace, alpha 0.1" in sentence.partition("less under")[2]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_has_it_and_one_without_threats_has_not(played: Evaluation, tmp_path: Path) -> None:
     page = write_report(_runs(played, tmp_path / "all"), tmp_path / "page.html").read_text()
     for text in ("All threats", "One channel of the observation", "What carries over from training"):
