@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def env_of(env: str | gym.Env[Any, Any]) -> gym.Env[Any, Any]:
 def test_a_trained_model_and_its_victim_take_the_same_actions(
     algorithm: Any, policy: str, env: str | gym.Env[Any, Any], settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    model = algorithm(policy, env_of(env), device="cpu", seed=0, **settings).learn(40)
+    own = deepcopy(settings)  # algorithms write into their policy_kwargs
+    model = algorithm(policy, env_of(env), device="cpu", seed=0, **own).learn(40)
     game = to_pettingzoo(env_of(env))
     Victim.from_sb3(model, game).save(tmp_path / "victim")
     victim = Victim.load(tmp_path / "victim")
