@@ -137,7 +137,7 @@ class RolloutAttack:
         whole("gap_interval", self.gap_interval, least=0)
         if self.worst_agents is not None:
             whole("worst_agents", self.worst_agents)
-        positive("step_size", self.step_size, note=" (a fraction of epsilon)")
+        self._check_step_size()
         one_of("step", self.step, get_args(AscentStep))
         one_of("critic", self.critic, get_args(CriticReads))
         one_of("path", self.path, get_args(KeptPath))
@@ -145,6 +145,16 @@ class RolloutAttack:
         self._check_objective()
         self._check_words()
         self.perturbations(1.0)
+
+    def _check_step_size(self) -> None:
+        size: object = self.step_size
+        if not isinstance(size, int | float):
+            raise ValueError(
+                f"expected a number as step_size of rollouts under attack, got {size!r}: steps of aajr's own "
+                "adversary alone follow a schedule or the curvature ('auto'); leave it out for "
+                f"{type(self).step_size:g} of epsilon, or set another fraction"
+            )
+        positive("step_size", self.step_size, note=" (a fraction of epsilon)")
 
     def _check_ranges(self) -> None:
         drawn, some_of = self.epsilon_draw, self.attacked_steps

@@ -232,6 +232,10 @@ def test_radii_are_drawn_for_each_episode_from_their_range() -> None:
         ({"epsilon": -1}, "expected finite values ≥ 0 for epsilon"),
         ({"steps": 0}, "expected an integer steps ≥ 1, got 0"),
         ({"step_size": 0}, "expected a finite step_size > 0"),
+        (
+            {"step_size": "auto"},
+            "expected a number as step_size of rollouts under attack, got 'auto': steps of",
+        ),
         ({"step": "leap"}, "expected step out of auto, sign, normalized, raw; got 'leap'"),
         ({"objective": "surrogate"}, "needs no advantages"),
         ({"objective": "return"}, "expected objective out of"),
