@@ -79,8 +79,8 @@ def team_methods(config: RunConfig, mapping: PolicyMapping) -> TeamMethods:
         regularizers=_on_channels(
             {module: each for module, each in found.items() if each is not None}, mapping, env=env
         ),
-        attack=_against(config.attack, attacked, mapping.teams),
-        atla=atla and _reaching(atla, mapping, env=env),
+        attack=_reaching(_against(config.attack, attacked, mapping.teams), mapping, env=env),
+        atla=_reaching(atla, mapping, env=env),
     )
 
 
@@ -105,13 +105,13 @@ def _channels_of(regularizer: Regularizer) -> tuple[str, ...]:
     return getattr(regularizer, "channels", None) or ()
 
 
-def _reaching(atla: ATLA, mapping: PolicyMapping, *, env: str) -> ATLA:
+def _reaching(adversary: _Adversary | None, mapping: PolicyMapping, *, env: str) -> _Adversary | None:
     """The same against the agents that observe some of the channels that it names."""
-    if atla.channels is None:
-        return atla
-    agents = tuple(mapping.module_of if atla.agents is None else atla.agents)
-    check_channels(atla.channels, mapping.channels, agents, env=env)
-    return replace(atla, agents=who_observes(atla.channels, mapping.channels, agents))
+    if adversary is None or adversary.channels is None:
+        return adversary
+    agents = tuple(mapping.module_of if adversary.agents is None else adversary.agents)
+    check_channels(adversary.channels, mapping.channels, agents, env=env)
+    return replace(adversary, agents=who_observes(adversary.channels, mapping.channels, agents))
 
 
 def _against(

@@ -93,6 +93,19 @@ def test_a_loss_off_policy_may_stand_beside_the_attack_of_the_other_side() -> No
         found(method=off_policy, rollouts={})
 
 
+def test_a_loss_off_policy_may_stand_beside_the_attack_on_what_others_hear() -> None:
+    """The prey of this game hear nothing."""
+    built = build_config(
+        tag(
+            env={"name": "marl_aajr.envs.simple_world_comm_v3", "kwargs": {"max_cycles": 10}},
+            method={"teams": {"good": "off_policy_adversarial_training", "adversary": "none"}},
+            rollouts={"teams": ["adversary", "good"], "channels": ["messages"]},
+        )
+    )
+    assert rollouts_of(built, "agent") is None
+    assert rollouts_of(built, "adversary") is not None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

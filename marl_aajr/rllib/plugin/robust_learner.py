@@ -233,12 +233,16 @@ def robust_learner_class(base: type[TorchLearner]) -> type[TorchLearner]:
 
 
 def rollouts_of(config: Any, module_id: str) -> RolloutAttack | None:
-    """The attack that agents of a module act under, by the configuration of a learner."""
+    """The attack that agents of a module act under, by the configuration of a learner.
+
+    It knows the attacked agents by their names, and not what they observe: under an attack on channels that
+    names none, every module counts.
+    """
     attack: RolloutAttack | None = config.learner_config_dict.get(ROLLOUTS_KEY)
     if attack is None or attack.agents is None:
         return attack
     try:
         attacked = ask({agent: agent for agent in attack.agents}, config.policy_mapping_fn)
-    except Exception:  # a user's function, which may know other keys than names
-        return attack
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError):
+        return attack  # A user's function may know other keys than names.
     return attack if module_id in attacked.values() else None
