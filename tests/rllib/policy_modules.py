@@ -38,6 +38,16 @@ class Custom(TorchRLModule, ValueFunctionAPI):
         return values
 
 
+class PlainModule(Custom):
+    """One layer, and a critic that stays with the module wherever it acts."""
+
+    def build_features(self) -> None:
+        self.layer = nn.Linear(self.observation_space.shape[0], 8)
+
+    def features(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        return self.layer(batch[Columns.OBS]).tanh(), {}
+
+
 class GRUModule(Custom):
     """A recurrent module of one's own."""
 

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import ray
@@ -19,6 +20,8 @@ from ray.rllib.algorithms.ppo import PPO
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors import env_to_module
 from ray.rllib.connectors.common.flatten_observations import FlattenObservations
+from ray.rllib.connectors.connector_v2 import ConnectorV2
+from ray.rllib.env.env_runner import EnvRunner
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
 from ray.rllib.utils import force_list
 from ray.rllib.utils.spaces.space_utils import get_base_struct_from_space
@@ -124,6 +127,37 @@ def env_to_module_connector(config: AlgorithmConfig) -> Any:
 def module_to_env_connector(config: AlgorithmConfig) -> Any:
     """What the user gave as `module_to_env_connector`; None: nothing."""
     return config._module_to_env_connector
+
+
+def connectors_made(function: Callable[..., Any] | None, env: Any, *others: Any) -> list[ConnectorV2]:
+    """What a configuration's function makes, called as RLlib calls it; None makes nothing.
+
+    A function of the old signature is given the environment alone.
+    """
+    if function is None:
+        return []
+    try:
+        given = function(env, *others)
+    except TypeError as error:
+        if "positional argument" not in str(error):
+            raise
+        given = function(env)
+    return [given] if isinstance(given, ConnectorV2) else list(given)
+
+
+def runner_of_connectors(env: Any) -> EnvRunner | None:
+    """The env runner that makes the connectors of its environment just now, of those who called this.
+
+    RLlib gives the function that makes connectors the environment and nothing of the runner. A callback could
+    introduce them, but a user's own would take its place.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, EnvRunner) and getattr(caller, "env", None) is env:
+            return caller
+        frame = frame.f_back
+    return None
 
 
 def custom_connectors(config: AlgorithmConfig) -> dict[str, Any]:

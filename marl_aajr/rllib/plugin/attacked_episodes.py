@@ -11,52 +11,41 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import torch
 from ray.rllib.connectors.connector_v2 import ConnectorV2
-from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
-from marl_aajr.core.channels import NO_CHANNELS, Channels, who_observes
-from marl_aajr.core.distributions import from_space
+from marl_aajr.core.channels import NO_CHANNELS, who_observes
 from marl_aajr.core.environment_values import agent_name
 from marl_aajr.core.seeds import Purpose, derived_seed
-from marl_aajr.rllib.internals.algorithms import connectors_of, structures_of
+from marl_aajr.rllib.internals.algorithms import (
+    connectors_made,
+    connectors_of,
+    runner_of_connectors,
+)
 from marl_aajr.rllib.plugin.attacked_measures import AttackedMeasures
-from marl_aajr.rllib.plugin.clean_observations import Pieces, agent_of
+from marl_aajr.rllib.plugin.attacked_modules import AttackedModules, observed
+from marl_aajr.rllib.plugin.clean_observations import agent_of
 from marl_aajr.rllib.plugin.episode_rows import EpisodeRows
 from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS
-from marl_aajr.rllib.plugin.observation_layout import flat_layout
 from marl_aajr.rllib.sampling.acting_policy import (
-    ActingModule,
     FilterStatistics,
     HeldColumns,
     acting_rows,
-    check_acting,
     memory_in,
 )
-from marl_aajr.rllib.sampling.batch_env import ask
 from marl_aajr.rllib.sampling.observation_filter import Moments, ObservationNormalizer
 from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
-from marl_aajr.rollout.attack.attacked_play import attacked_members
-from marl_aajr.rollout.attack.on_words import attack_on
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.attack.worst_agents import Attempt, objective_gain, settled
-
-_RUNNERS: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = weakref.WeakKeyDictionary()
-"""The env runner of each environment: RLlib makes connectors by the environment alone."""
-
-
-def remember_runner(*, env_runner: Any, **_: Any) -> None:
-    """A callback of RLlib's: the env runner has made its environment, and makes its connectors next."""
-    _RUNNERS[env_runner.env] = weakref.ref(env_runner)
 
 
 @dataclass(frozen=True)
@@ -64,15 +53,14 @@ class WithRolloutAttack:
     """`env_to_module_connector` of a configuration, with the attack behind the pieces that were there."""
 
     attack: RolloutAttack
-    before: Pieces | None
+    before: Callable[..., Any] | None
     keep_clean: bool = False
 
     def __call__(self, env: Any = None, spaces: Any = None, device: Any = None) -> list[ConnectorV2]:
-        given = [] if self.before is None else self.before(env, spaces, device)
-        pieces = [given] if isinstance(given, ConnectorV2) else list(given)
         piece = AttackedEpisodes(self.attack, keep_clean=self.keep_clean)
-        piece.runner = _RUNNERS.get(env) if env is not None else None
-        return [*pieces, piece]
+        runner = None if env is None else runner_of_connectors(env)
+        piece.runner = None if runner is None else weakref.ref(runner)
+        return [*connectors_made(self.before, env, spaces, device), piece]
 
 
 class AttackedEpisodes(ConnectorV2):
@@ -99,9 +87,10 @@ class AttackedEpisodes(ConnectorV2):
         self._measures = AttackedMeasures(attack)
         self._calls = 0
         self._unseeded = 0
+        self._checked = False
         self._copies: AttackedCopies | None = None
         self._ids: list[Any] = []
-        self._acting: dict[str, tuple[ActingModule, RolloutAttack]] = {}
+        self._modules = AttackedModules(attack)
 
     def __call__(
         self,
@@ -116,6 +105,8 @@ class AttackedEpisodes(ConnectorV2):
         runner = None if self.runner is None else self.runner()
         if runner is None or rl_module is None or runner.config.in_evaluation or not episodes:
             return batch
+        if not self._checked:
+            self.check(runner)
         if self._noted is not None and shared_data is not None:
             self._noted = shared_data.setdefault(CLEAN_OBS, {})
         copies = self._follow(runner, episodes)
@@ -155,7 +146,7 @@ class AttackedEpisodes(ConnectorV2):
     ) -> dict[str, list[tuple[Any, int]]]:
         """By module the single-agent episodes whose last observation is attacked, each with its copy."""
         hit, chosen, channels = copies.hit(), self._attack.agents, self._attack.channels
-        known = NO_CHANNELS if channels is None else _observed(runner)
+        known = NO_CHANNELS if channels is None else observed(runner)
         rows: dict[str, list[tuple[Any, int]]] = defaultdict(list)
         for episode in episodes:
             copy = self._ids.index(episode.id_) if episode.id_ in self._ids else copies.reach
@@ -171,7 +162,8 @@ class AttackedEpisodes(ConnectorV2):
         self, runner: Any, name: str, module: TorchRLModule, episodes: list[tuple[Any, int]]
     ) -> Attempt[None]:
         """The ascents of a module's agents; nobody has seen anything of them yet."""
-        acting, attack = self._known(runner, name, module, [episode.agent_id for episode, _ in episodes])
+        agents = [episode.agent_id for episode, _ in episodes]
+        acting, attack = self._modules.known(runner, name, module, agents)
         assert self._copies is not None
         pieces = (piece for piece in connectors_of(runner) if isinstance(piece, ObservationNormalizer))
         known_as = episodes[0][0].module_id
@@ -211,62 +203,10 @@ class AttackedEpisodes(ConnectorV2):
         """Whether a copy's episode is played under attack."""
         return self._copies is not None and self._copies.has(copy)
 
-    def _known(
-        self, runner: Any, name: str, module: TorchRLModule, agents: Sequence[Any] = ()
-    ) -> tuple[ActingModule, RolloutAttack]:
-        """A module as it acts, and its attack on these of its agents; modules may come, and be replaced."""
-        if name not in self._acting or self._acting[name][0].module is not module:
-            acting = ActingModule(module, from_space(module.action_space))
-            attack = self._on_features(runner, name, module)
-            if attack.channels is not None or attack.norm == "words":
-                known, names = _observed(runner), map(agent_name, agents)
-                attack = attack_on(attack, {name: known.get(name, {}) for name in names}, acting.width)
-            check_acting(acting, name, attack)
-            self._acting[name] = acting, attack
-        return self._acting[name]
-
-    def _on_features(self, runner: Any, name: str, module: TorchRLModule) -> RolloutAttack:
-        """The attack without action masks and integers that RLlib's connector has flattened."""
-        space, structures = module.observation_space, structures_of(runner)
-        flat = isinstance(space, gym.spaces.Box) and len(space.shape) == 1
-        if self._attack.mask is not None or not structures or not flat or self._attack.norm == "words":
-            return self._attack
-        layout = flat_layout(space.shape[0], structures, leaves=None, actions=module.action_space)
-        if layout is None:
-            return self._attack
-        if not len(layout.places):
-            raise ValueError(
-                f"rollouts under attack, module {name!r}: expected floating-point observations to "
-                "perturb, got integers only; name the agents whose are floats: agents=[...]"
-            )
-        places = set(layout.places.tolist())
-        return replace(self._attack, mask=tuple(i in places for i in range(space.shape[0])))
-
-    def check(self, runner: Any, pieces: Sequence[Any]) -> None:
-        """Raise `ValueError` for a runner that cannot be attacked, behind these other pieces."""
-        self._attack.check_copies(runner.num_envs)
-        if any(isinstance(piece, MeanStdFilter) for piece in pieces):
-            raise ValueError(
-                "expected no observation filter of RLlib's with rollouts under attack, got MeanStdFilter, "
-                "behind which ε is not in units of the environment; take ObservationNormalizer of "
-                "marl_aajr.rllib.sampling.observation_filter"
-            )
-        if not isinstance(runner.module, MultiRLModule):
-            given = {name: getattr(self._attack, name) for name in ("agents", "channels", "worst_agents")}
-            given["norm words"] = self._attack.norm == "words" or None
-            if wrong := [name for name, value in given.items() if value is not None]:
-                name = wrong[0]
-                raise ValueError(f"expected no {name} in a single-agent environment, got {given[name]}")
-            self._known(runner, DEFAULT_MODULE_ID, runner.module.unwrapped())
-            return
-        ids = runner.env.envs[0].unwrapped.possible_agents
-        groups: dict[str, list[str]] = defaultdict(list)
-        for agent, module in ask({agent_name(i): i for i in ids}, runner.config.policy_mapping_fn).items():
-            groups[module].append(agent)
-        of_module = {module: tuple(agents) for module, agents in groups.items()}
-        for name, places in attacked_members(self._attack, of_module, _observed(runner)).items():
-            agents = [of_module[name][i] for i in places]
-            self._known(runner, name, runner.module[name].unwrapped(), agents)
+    def check(self, runner: Any) -> None:
+        """Raise `ValueError` for a runner that cannot be attacked."""
+        self._checked = True
+        self._modules.check(runner)
 
     def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:
         return {"calls": self._calls}
@@ -279,19 +219,20 @@ class AttackedEpisodes(ConnectorV2):
         return {"calls": max(state["calls"] for state in states)}
 
 
-def _observed(runner: Any) -> Mapping[str, Channels]:
-    """What the agents of a runner's environment observe, by agent, where it says so."""
-    found: Mapping[str, Channels] = getattr(runner.env.envs[0].unwrapped, "channels", NO_CHANNELS)
-    return found
-
-
 def complaint(runner: Any) -> str:
-    """The reason why a runner cannot sample under attack; nothing where it can."""
+    """The reason why a runner cannot sample under attack, or would not; nothing where it does."""
+    if runner.env is None or runner.module is None:
+        return ""
     pieces = connectors_of(runner)
-    for piece in pieces:
-        if isinstance(piece, AttackedEpisodes) and runner.env is not None and runner.module is not None:
-            try:
-                piece.check(runner, pieces)
-            except ValueError as error:
-                return str(error)
+    piece = next((piece for piece in pieces if isinstance(piece, AttackedEpisodes)), None)
+    if piece is None or piece.runner is None or piece.runner() is not runner:
+        names = ", ".join(type(piece).__name__ for piece in pieces)
+        return (
+            "expected AttackedEpisodes, made for this env runner, among the env-to-module connectors for "
+            f"rollouts under attack, got {names}; call robustify after everything else is configured"
+        )
+    try:
+        piece.check(runner)
+    except ValueError as error:
+        return str(error)
     return ""

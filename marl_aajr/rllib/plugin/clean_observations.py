@@ -7,15 +7,14 @@ makes a column of it. Where nobody was attacked it is the observation itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 
+from marl_aajr.rllib.internals.algorithms import connectors_made
 from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS
-
-Pieces = Callable[..., ConnectorV2 | Sequence[ConnectorV2]]
 
 
 def agent_of(episode: Any) -> tuple[Any, Any]:
@@ -39,7 +38,9 @@ class CleanObservations(ConnectorV2):
             return batch
         for one in self.single_agent_episode_iterator(episodes):
             true = noted.get(agent_of(one))
-            true = one.get_observations(-1) if true is None else true
+            # An episode of a single agent that begins with the next step has no decision to keep it beside.
+            if true is None and one.is_reset:
+                true = one.get_observations(-1)
             self.add_batch_item(batch, CLEAN_OBS, true, single_agent_episode=one)
         return batch
 
@@ -48,8 +49,7 @@ class CleanObservations(ConnectorV2):
 class WithCleanObservations:
     """`module_to_env_connector` of a configuration, with the piece behind those that were there."""
 
-    before: Pieces | None
+    before: Callable[..., Any] | None
 
     def __call__(self, env: Any = None, spaces: Any = None) -> list[ConnectorV2]:
-        given = [] if self.before is None else self.before(env, spaces)
-        return [*([given] if isinstance(given, ConnectorV2) else given), CleanObservations()]
+        return [*connectors_made(self.before, env, spaces), CleanObservations()]

@@ -25,7 +25,7 @@ from marl_aajr.rllib.internals.learners import (
     check_gradients_are_served,
 )
 from marl_aajr.rllib.internals.runners import OpenEnvRunner
-from marl_aajr.rllib.plugin.attacked_episodes import WithRolloutAttack, complaint, remember_runner
+from marl_aajr.rllib.plugin.attacked_episodes import WithRolloutAttack, complaint
 from marl_aajr.rllib.plugin.clean_observations import WithCleanObservations
 from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY
 from marl_aajr.rllib.plugin.robust_learner import REGULARIZERS_KEY, robust_learner_class
@@ -62,7 +62,8 @@ def robustify(
             `{module_id: regularizer}`; modules without one train as before. For Ray Tune also a search space
             of regularizers: `tune.grid_search([AAJR(coefficient=c) for c in (1e-3, 1e-2)])`. None: there is
             none, and the learner stays as it is.
-        rollouts: the attack that a share of each env runner's copies is played under; None: there is none.
+        rollouts: the attack that a share of each env runner's copies is played under, in the place of one
+            that the configuration has; None: that one stays (`RolloutAttack(share=0)` takes it away).
 
     Returns:
         The same configuration, with the learner class extended.
@@ -134,28 +135,37 @@ def _checked(mapping: Mapping[str, Regularizer], *, known: list[str]) -> dict[st
 
 
 def _play_under(config: AlgorithmConfig, attack: RolloutAttack | None) -> None:
-    """Let the env runners of a configuration play under this attack, in place of one that they had."""
-    before = env_to_module_connector(config)
-    if isinstance(before, WithRolloutAttack):
-        before = before.before
-        config.env_runners(env_to_module_connector=before)
-        if isinstance(after := module_to_env_connector(config), WithCleanObservations):
-            config.env_runners(module_to_env_connector=after.before)
-        config.learner_config_dict.pop(ROLLOUTS_KEY, None)
-    if attack is None or not attack.ever:
+    """Let the env runners of a configuration play under this attack; None: under the one that they have."""
+    known = env_to_module_connector(config)
+    if isinstance(known, WithRolloutAttack):
+        attack = attack or known.attack
+    if attack is None:
         return
-    _check_rollouts(config, attack)
+    if attack.ever:
+        _check_rollouts(config, attack)
+    if isinstance(known, WithRolloutAttack):
+        _play_plainly(config, known)
+    if not attack.ever:
+        return
+    # A regularizer may have come since an earlier call, and begins at what was true.
     keeps = REGULARIZERS_KEY in config.learner_config_dict
+    before = env_to_module_connector(config)
     config.env_runners(env_to_module_connector=WithRolloutAttack(attack, before, keep_clean=keeps))
     if keeps:
         after = module_to_env_connector(config)
         config.env_runners(module_to_env_connector=WithCleanObservations(after))
     config.learners(learner_config_dict={ROLLOUTS_KEY: attack})
-    made = [c for c in force_list(config.callbacks_on_environment_created) if c is not remember_runner]
+    config.callbacks(on_algorithm_init=[_check_runners, *force_list(config.callbacks_on_algorithm_init)])
+
+
+def _play_plainly(config: AlgorithmConfig, known: WithRolloutAttack) -> None:
+    """Take the attack, and what came with it, out of a configuration."""
+    config.env_runners(env_to_module_connector=known.before)
+    if isinstance(after := module_to_env_connector(config), WithCleanObservations):
+        config.env_runners(module_to_env_connector=after.before)
+    config.learner_config_dict.pop(ROLLOUTS_KEY, None)
     begun = [c for c in force_list(config.callbacks_on_algorithm_init) if c is not _check_runners]
-    config.callbacks(
-        on_environment_created=[*made, remember_runner], on_algorithm_init=[_check_runners, *begun]
-    )
+    config.callbacks(on_algorithm_init=begun)
 
 
 def _check_rollouts(config: AlgorithmConfig, attack: RolloutAttack) -> None:
