@@ -32,7 +32,7 @@ PARTS = ("tests", "waits", "sampling", "iteration")
 TESTS = (
     "tests/envs/test_batches.py",
     "tests/regularizers/test_contract.py",
-    *(f"tests/rllib/test_{name}.py" for name in ("policies", "robustify", "fast_runner")),
+    *(f"tests/rllib/test_{name}.py" for name in ("policies", "robustify", "fast_runner", "attack_devices")),
 )
 PATIENCE = 240
 """Seconds that the tests may take."""

@@ -42,11 +42,11 @@ def key(one: Any) -> tuple[Any, Any]:
     return one.multi_agent_episode_id or one.id_, one.agent_id
 
 
-def runner_of(config: AlgorithmConfig) -> Any:
+def runner_of(config: AlgorithmConfig, *, index: int = 0) -> Any:
     kind = MultiAgentEnvRunner if config.is_multi_agent else SingleAgentEnvRunner
     config = config.copy(copy_frozen=False)
     torch.manual_seed(0)
-    return kind(config=config, worker_index=0)
+    return kind(config=config, worker_index=index)
 
 
 def chunks(runner: Any, **request: Any) -> list[Any]:

@@ -13,6 +13,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import gymnasium as gym
@@ -86,7 +87,8 @@ class AttackedEpisodes(ConnectorV2):
         self._attack = attack
         self._measures = AttackedMeasures(attack)
         self._calls = 0
-        self._unseeded = 0
+        self._unseeded = self._seed = 0
+        self._elsewhere: torch.Generator | None = None
         self._checked = False
         self._copies: AttackedCopies | None = None
         self._ids: list[Any] = []
@@ -111,15 +113,16 @@ class AttackedEpisodes(ConnectorV2):
             self._noted = shared_data.setdefault(CLEAN_OBS, {})
         copies = self._follow(runner, episodes)
         self._calls += 1
-        self._measures.step(runner, copies.epsilon if explore else 0.0)
+        acts = any(not episode.is_done for episode in episodes)
+        epsilon = copies.epsilon if explore else 0.0
+        self._measures.step(runner, epsilon, acts=acts, draw=Random(self._seed))
         if not explore or not copies.epsilon or not copies.reach:
             return batch
         tried: dict[str, Attempt[None]] = {}
         for name, rows in self._attacked(runner, episodes, copies).items():
             module = rl_module[name] if isinstance(rl_module, MultiRLModule) else rl_module
             tried[name] = self._attempt(runner, name, module.unwrapped(), rows)
-            if self._attack.worst_agents is None:
-                settled({name: tried.pop(name)}, None)
+        # All ascents come first: measuring them draws numbers, too, and must change nothing of play.
         settled(tried, self._attack.worst_agents)
         return batch
 
@@ -132,7 +135,9 @@ class AttackedEpisodes(ConnectorV2):
         if seed is None:
             seed = self._unseeded = self._unseeded or 1 + int(torch.randint(2**31, ()))
         place = runner.worker_index or 0, self._calls
-        copies.generator.manual_seed(derived_seed(seed, Purpose.ROLLOUT_ATTACK, *place))
+        self._seed = derived_seed(seed, Purpose.ROLLOUT_ATTACK, *place)
+        copies.generator.manual_seed(self._seed)
+        self._elsewhere = None
         if len(episodes) == runner.num_envs:
             new = [e.is_reset and e.id_ != known for e, known in zip(episodes, self._ids, strict=True)]
             pairs = zip(episodes, self._ids, new, strict=True)
@@ -140,6 +145,14 @@ class AttackedEpisodes(ConnectorV2):
             copies.begin_episodes(torch.tensor(new))
             copies.begin(runner.num_env_steps_sampled_lifetime)
         return copies
+
+    def _generator(self, copies: AttackedCopies, device: torch.device) -> torch.Generator:
+        """The source of what is drawn for rows on a device: on the CPU that of the copies."""
+        if device.type == "cpu":
+            return copies.generator
+        if self._elsewhere is None:
+            self._elsewhere = torch.Generator(device).manual_seed(self._seed)
+        return self._elsewhere
 
     def _attacked(
         self, runner: Any, episodes: list[Any], copies: AttackedCopies
@@ -179,13 +192,21 @@ class AttackedEpisodes(ConnectorV2):
         epsilon = self._copies.radius(1)
         if isinstance(epsilon, Tensor):
             epsilon = epsilon.to(device)[rows.copies]
-        generator = self._copies.generator
+        generator = self._generator(self._copies, device)
         acted = acting_rows(acting, own, HeldColumns(rows.legal, memory), filtered)
         found = attack.perturb(acted.policy, acted.obs, epsilon=epsilon, generator=generator)
 
         def show(hit: Tensor | None) -> None:
             self._measures.decisions(
-                name, attack, acted, found, hit=hit, epsilon=epsilon, generator=generator
+                runner,
+                name,
+                attack,
+                acted,
+                found,
+                hit=hit,
+                epsilon=epsilon,
+                generator=generator,
+                acts=rows.acts,
             )
             rows.replace(acted.seen(acted.obs + found.delta), hit, note=self._note)
 

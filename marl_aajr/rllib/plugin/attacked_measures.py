@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -20,45 +21,78 @@ _KEY = (RETURNS_KEY, ATTACK_KEY)
 
 
 class AttackedMeasures:
-    """Logs to an env runner's metrics, as sums; a sample is what is played between two updates of weights."""
+    """Logs to an env runner's metrics, as sums; a sample is what is played between two updates of weights.
+
+    The inner loop is measured in one step of every so many samples. The step is drawn, because episodes may
+    begin in the first one, from as many as the sample before had, or as RLlib asks for: nobody says how many
+    there will be. If the sample ends before that step, the next one is measured.
+    """
 
     def __init__(self, attack: RolloutAttack) -> None:
         self._interval = attack.gap_interval
-        self._began, self._samples = -1, 0
+        self._began, self._steps = -1, 0
+        self._samples_left = 1
+        self._drawn: int | None = None
         self._measured: set[str] = set()
 
-    def step(self, runner: Any, epsilon: float) -> None:
-        """A step is played at this ε."""
-        self._log = runner.metrics.log_dict
-        self._log({"samples": 1.0, "epsilon": epsilon}, key=_KEY, reduce="sum")
-        if epsilon and self._began != (began := runner.num_env_steps_sampled_lifetime):
-            self._began = began
-            self._samples += 1
+    def step(self, runner: Any, epsilon: float, *, acts: bool, draw: Random) -> None:
+        """A step is played at this ε, in which somebody acts or not; `draw` may be drawn from."""
+        runner.metrics.log_dict({"samples": 1.0, "epsilon": epsilon}, key=_KEY, reduce="sum")
+        if not epsilon or not acts:
+            return
+        if self._began != (began := runner.num_env_steps_sampled_lifetime):
+            asked = runner.config.get_rollout_fragment_length(runner.worker_index or 0)
+            steps = self._steps or max(1, asked)
+            self._began, self._steps = began, 0
+            self._samples_left -= 1
             self._measured.clear()
+            due = self._interval > 0 and self._samples_left <= 0
+            self._drawn = draw.randrange(steps) if due else None
+        self._steps += 1
 
     @torch.no_grad()
     def decisions(
         self,
+        runner: Any,
         module: str,
         attack: RolloutAttack,
         rows: ActingRows,
         found: Ascended,
         *,
+        acts: Tensor,
         hit: Tensor | None,
         epsilon: float | Tensor,
         generator: torch.Generator,
     ) -> None:
-        """A module's decisions in a step, of which the rows `hit [N]` (None: all) are attacked.
+        """A module's observations in a step, of which the rows `hit [N]` (None: all) are attacked.
 
-        The gap is measured in the first step of every so many samples.
+        Measured are the decisions, in the rows `acts [N]`.
         """
-        due = self._interval > 0 and (self._samples - 1) % self._interval == 0
-        gap = generator if due and module not in self._measured else None
-        self._measured.add(module)
+        if not acts.any():
+            return
+        index = acts.nonzero().squeeze(1)
+        policy, obs = rows.policy.select(index), rows.obs[index]
+        decided = ActingRows(policy, obs, rows.seen, rows.scale)
         noted = AttackedDecisions()
-        noted.note(0, rows, found.clean_outputs, epsilon, hit)
-        sums = sums_of(attack, noted, rows.policy(rows.obs + found.delta).unsqueeze(0), gap)
-        self._log({name: float(value) for name, value in sums.items()}, key=_KEY, reduce="sum")
+        noted.note(
+            0,
+            decided,
+            found.clean_outputs[index],
+            epsilon[index] if isinstance(epsilon, Tensor) else epsilon,
+            None if hit is None else hit[index],
+        )
+        gap = generator if self._is_due(module) else None
+        sums = sums_of(attack, noted, policy(obs + found.delta[index]).unsqueeze(0), gap)
+        numbers = {name: float(value) for name, value in sums.items()}
+        runner.metrics.log_dict(numbers, key=_KEY, reduce="sum")
+
+    def _is_due(self, module: str) -> bool:
+        """Whether the inner loop is measured now: at a module's first decisions from the drawn step on."""
+        if self._drawn is None or self._steps <= self._drawn or module in self._measured:
+            return False
+        self._measured.add(module)
+        self._samples_left = self._interval
+        return True
 
 
 @dataclass(frozen=True)

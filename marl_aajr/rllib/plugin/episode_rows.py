@@ -24,12 +24,14 @@ class EpisodeRows:
         episodes: The episodes.
         copies: Their copies, `[N]`.
         obs: What their agents observe, `[N, d]`.
+        acts: Whether anybody acts on it, `[N]` bool: not on the last observation of an episode.
         legal: Legal actions, `[N, n]` bool; None: all.
     """
 
     def __init__(self, episodes: Sequence[tuple[Any, int]], device: torch.device) -> None:
         self.episodes = [episode for episode, _ in episodes]
         self.copies = torch.tensor([copy for _, copy in episodes], device=device)
+        self.acts = torch.tensor([not episode.is_done for episode in self.episodes], device=device)
         self._before = [episode.get_observations(-1) for episode in self.episodes]
         self._clean, masks = zip(*(split(obs) for obs in self._before), strict=True)
         self.legal = None if masks[0] is None else torch.as_tensor(np.stack(masks), device=device).bool()
