@@ -30,7 +30,7 @@ from marl_aajr.training.policy_mapping import policy_mapping_of
 from marl_aajr.training.trainer import train
 from tests.rllib.fast_runs import fragment, runner
 from tests.rllib.recorder import Recorder, chunks, key
-from tests.training.runs import numbers, tiny
+from tests.training.runs import numbers, tiny, train_and_copy
 
 BARGAIN = "marl_aajr.envs.bargain_v0"
 TWO = RolloutAttack(norm="words", epsilon=2, channels=("messages",))
@@ -142,11 +142,10 @@ def test_a_run_trains_with_aajr_beside_it_and_resumes_to_the_same_numbers(
 ) -> None:
     aajr = {"name": "aajr", "ramp": None, "epsilon": 0.5, "norm": "l2", "steps": 2, "channels": ["messages"]}
     rollouts = {"ramp": None, "norm": "words", "epsilon": 2, "channels": ["messages"], "gap_interval": 1}
-    config = reading(method=aajr, rollouts=rollouts)
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    lines = numbers(train(config, whole))
-    train(config, halves, should_stop=lambda: True)
-    assert numbers(train(config, halves, resume=True)) == lines
+    config = reading(method=aajr, rollouts=rollouts, checkpoint_every=1)
+    whole, half = train_and_copy(config, tmp_path, after=1)
+    lines = numbers(whole)
+    assert numbers(train(config, half, resume=True)) == lines
     for line in lines:
         assert line["attack"]["epsilon"] == 2
         assert 0 <= line["attack"]["inner_gain"] <= line["attack"]["strong_gain"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from marl_aajr.training.config import RunConfig, make_config
 from marl_aajr.training.run_directory import RunDirectory
+from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim
 
 TINY: dict[str, Any] = {
@@ -85,6 +87,17 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert len(first) > 10
     differing = [key for key, value in first.items() if not torch.equal(value, second[key])]
     assert differing == []
+
+
+def train_and_copy(config: RunConfig, folder: Path, *, after: int) -> tuple[Path, Path]:
+    """A run without a stop, and what there was of it after an iteration: what one killed then leaves."""
+    straight, copy = folder / "straight", folder / "copy"
+
+    def keep(record: dict[str, Any]) -> None:
+        if record["iteration"] == after:
+            shutil.copytree(straight, copy)
+
+    return train(config, straight, on_iteration=keep), copy
 
 
 def kill_a(kind: str) -> None:

@@ -11,7 +11,7 @@ from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.config import make_config
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
-from tests.training.runs import TINY, assert_same_run, numbers, tiny
+from tests.training.runs import TINY, assert_same_run, numbers, tiny, train_and_copy
 
 DRAWS: dict[str, Any] = {
     "objective": "kl",
@@ -52,10 +52,7 @@ def test_a_resumed_run_under_attack_goes_on_to_the_same_numbers(runners: int, tm
         observation_filter="mean_std",
         resources={"env_runners": runners},
     )
-    straight = train(config, tmp_path / "straight")
-    seen: list[dict[str, Any]] = []
-    run = tmp_path / "run"
-    train(config, run, on_iteration=seen.append, should_stop=lambda: seen[-1]["iteration"] == 5)
+    straight, run = train_and_copy(config, tmp_path, after=5)
     train(config, run, resume=True)
     assert RunDirectory(run).status().state == "finished"
     assert_same_run(straight, run)
@@ -96,7 +93,7 @@ def test_rllib_s_own_runners_play_under_the_same_attack(algorithm: str, tmp_path
         env_steps=400,
         resources={"runner": "stock", "env_runners": 0 if algorithm == "ppo" else 1, "envs_per_runner": 2},
     )
-    run = train(config, tmp_path / "run")
+    run, copy = train_and_copy(config, tmp_path, after=3)
     attacks = [line["attack"] for line in numbers(run)]
     for found in attacks:
         assert found["epsilon"] == pytest.approx(0.2)
@@ -108,10 +105,7 @@ def test_rllib_s_own_runners_play_under_the_same_attack(algorithm: str, tmp_path
     assert all(found["clean_return_mean"] is not None for found in attacks[1:])
     assert all(found["attacked_return_mean"] is not None for found in attacks[1:])
     if algorithm == "ppo":
-        seen: list[dict[str, Any]] = []
-        stopped = tmp_path / "stopped"
-        train(config, stopped, on_iteration=seen.append, should_stop=lambda: seen[-1]["iteration"] == 3)
-        assert_same_run(run, train(config, stopped, resume=True))
+        assert_same_run(run, train(config, copy, resume=True))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from marl_aajr.training.policy_mapping import policy_mapping_of
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim
-from tests.training.runs import assert_same_run, tiny
+from tests.training.runs import assert_same_run, tiny, train_and_copy
 
 SPREAD = {"name": "marl_aajr.envs.simple_spread_v3", "kwargs": {"N": 2}}
 
@@ -31,11 +31,16 @@ def config(method: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    """Six iterations; the ramp leaves the first to the team, and odd ones are the adversaries'."""
+def run_and_copy(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Six iterations, and the first three; the ramp leaves one to the team; odd ones are the adversaries'."""
     method = {"ramp": [0.1, 0.5], "epsilon": 0.2, "regularizer": {"name": "aajr", "coefficient": 0.01}}
     changes = {"observation_filter": "mean_std", "ppo": {"kl_coeff": 0.2}}
-    return RunDirectory(train(config(method, **changes), tmp_path_factory.mktemp("atla") / "run"))
+    return train_and_copy(config(method, **changes), tmp_path_factory.mktemp("atla"), after=3)
+
+
+@pytest.fixture
+def run(run_and_copy: tuple[Path, Path]) -> RunDirectory:
+    return RunDirectory(run_and_copy[0])
 
 
 def test_sides_alternate_by_the_number_of_the_iteration_once_there_is_an_epsilon() -> None:
@@ -161,12 +166,10 @@ def test_the_adversaries_are_kept(run: RunDirectory) -> None:
     assert (PerturbationSet(epsilon=0.1).squash(action, obs).abs() <= 0.1).all()
 
 
-def test_the_same_seed_gives_the_same_run_and_so_does_a_stop(run: RunDirectory, tmp_path: Path) -> None:
-    """Stopped between a phase of the team and one of the adversaries, behind a checkpoint."""
-    seen: list[Any] = []
-    train(run.config(), tmp_path / "run", on_iteration=seen.append, should_stop=lambda: len(seen) == 3)
-    train(run.config(), tmp_path / "run", resume=True)
-    assert_same_run(run.path, tmp_path / "run")
+def test_a_resumed_run_goes_on_to_the_same_numbers(run_and_copy: tuple[Path, Path]) -> None:
+    """It was left between a phase of the team and one of the adversaries, behind a checkpoint."""
+    run, copy = run_and_copy
+    assert_same_run(run, train(RunDirectory(run).config(), copy, resume=True))
 
 
 @pytest.mark.parametrize("model", [{"critic": "state"}, {"lstm": 4}], ids=["state", "lstm"])

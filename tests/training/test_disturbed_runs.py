@@ -10,7 +10,7 @@ import pytest
 from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.config import make_config
 from marl_aajr.training.trainer import train
-from tests.training.runs import TINY, assert_same_run, numbers, tiny
+from tests.training.runs import TINY, assert_same_run, numbers, tiny, train_and_copy
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -21,13 +21,9 @@ def test_a_run_under_disturbance_is_resumed_to_the_same_numbers_and_alpha_0_is_n
         line["return_mean"] for line in numbers(nothing)
     ]
     disturbed = tiny(env_steps=300, disturb="replace=0.5", checkpoint_every=1)
-    straight = train(disturbed, tmp_path / "straight")
+    straight, run = train_and_copy(disturbed, tmp_path, after=2)
     assert numbers(straight)[0]["return_mean"] != numbers(plain)[0]["return_mean"]
-    seen: list[dict[str, Any]] = []
-    run = tmp_path / "run"
-    train(disturbed, run, on_iteration=seen.append, should_stop=lambda: seen[-1]["iteration"] == 2)
-    train(disturbed, run, resume=True)
-    assert_same_run(straight, run)
+    assert_same_run(straight, train(disturbed, run, resume=True))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim, fingerprint
-from tests.training.runs import assert_same_run, tiny
+from tests.training.runs import assert_same_run, tiny, train_and_copy
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -33,12 +33,10 @@ def test_a_run_begins_with_the_policies_and_critics_that_it_was_given(before: Pa
 
 def test_it_can_be_resumed_without_the_folder_of_the_given_ones(before: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(before, tmp_path / "given")
-    config = tiny(initial_policy=str(folder), env_steps=300)
-    straight = train(config, tmp_path / "straight")
-    stopped = train(config, tmp_path / "stopped", should_stop=lambda: True)
+    config = tiny(initial_policy=str(folder), env_steps=200)
+    straight, begun = train_and_copy(config, tmp_path, after=1)
     shutil.rmtree(folder)
-    train(config, stopped, resume=True)
-    assert_same_run(straight, stopped)
+    assert_same_run(straight, train(config, begun, resume=True))
 
 
 def test_what_cannot_be_begun_with_is_refused(before: Path, tmp_path: Path) -> None:
