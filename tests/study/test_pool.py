@@ -17,7 +17,7 @@ from marl_aajr.study.driver import prepare
 from marl_aajr.study.progress import StudyPlan, forecast
 from marl_aajr.study.study_pool import pool_doubts
 from marl_aajr.victims import Victim
-from tests.study.files import do, write_study
+from tests.study.files import do_here, write_study
 
 GAME = {"name": "tests.matrix_game:MatrixGame", "label": "game"}
 SPREAD = {"name": "marl_aajr.envs.simple_spread_v3", "label": "spread", "kwargs": {"N": 2, "max_cycles": 5}}
@@ -250,11 +250,11 @@ def test_a_study_with_a_pool_and_partners(tmp_path: Path, monkeypatch: pytest.Mo
     *_, foreseen = _foresee(plan)
     assert "5 runs, 1 of them for the pool of opponents, 10 steps of work, 10 of them" in str(foreseen)
     pool = ["game-none-s100", "game-none-s100/opponent"]
-    do(plan, should_stop=lambda: plan.folder.done(plan.nodes[pool[0]]))
+    do_here(plan, should_stop=lambda: plan.folder.done(plan.nodes[pool[0]]))
     again = prepare(plan.source.path, out=plan.folder.path)
     left = [name for name, node in again.nodes.items() if not plan.folder.done(node)]
     assert pool[0] not in left
-    assert do(again).count("finished") == 10
+    assert do_here(again).count("finished") == 10
     finished = [event["node"] for event in plan.folder.events() if event["event"] == "finished"]
     assert sorted(finished) == sorted(plan.nodes)
     assert max(forecast(again.nodes, plan.folder).seconds.values()) == 0
