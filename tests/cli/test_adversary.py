@@ -30,7 +30,7 @@ def call(*words: object) -> int:
 
 
 def test_an_adversary_is_trained_and_judged_by(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = "--kind sa-rl --epsilon 0.3 --env-steps 4000 --search 1 --joint --agents agent_0"
+    asked = "--kind sa-rl --epsilon 0.3 --env-steps 100 --search 1 --joint --agents agent_0"
     assert call("adversary", "train", run, *asked.split()) == 0
     folder = run / "adversaries" / "sa-rl-eps0.3-joint-agent_0"
     said = capsys.readouterr().err

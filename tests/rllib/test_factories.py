@@ -16,18 +16,15 @@ from tests.rllib.fast_runs import config, runner
 from tests.rollout.toy_games import Scripted
 
 
-@pytest.mark.parametrize("kind", ["stock", pytest.param("fast", marks=pytest.mark.slow)])
-def test_a_closure_travels_to_remote_runners(kind: str) -> None:
+@pytest.mark.usefixtures("ray_session")
+def test_a_closure_travels_to_remote_runners() -> None:
     cycles = 5
 
     def make() -> Any:
         return simple_spread_v3.parallel_env(max_cycles=cycles)
 
     configured = config(copies=1, steps=20, minibatch_size=20).env_runners(num_env_runners=1)
-    if kind == "stock":
-        configured.environment(register(make))
-    else:
-        fast(configured, resolve(make))
+    fast(configured, resolve(make))
     algorithm = configured.build_algo()
     try:
         result = algorithm.train()["env_runners"]

@@ -73,7 +73,8 @@ CONTINUOUS = {"name": "simple_spread_v3", "kwargs": {"N": 2, "continuous_actions
     ids=["filter", "independent", "continuous", "free-log-std", "action-mask", "centralised", "lstm"],
 )
 def test_the_victim_repeats_what_the_env_runner_recorded(changes: dict[str, Any], tmp_path: Path) -> None:
-    config = tiny(**changes, resources={"runner": "stock"})
+    batch = {"train_batch_size": 20, "minibatch_size": 20, "epochs": 1}
+    config = tiny(**changes, ppo=batch, resources={"runner": "stock"})
     algorithm = build_config(config).build_algo()
     try:
         algorithm.train()
