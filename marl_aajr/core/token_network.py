@@ -44,6 +44,11 @@ class TokenNetwork(nn.Module, ABC):
     def embeddings(self) -> Tensor:
         """E, the embedding of each word, `[V, e]`."""
 
+    @property
+    def embedding_table(self) -> Tensor:
+        """The weights that embeddings are rows of: ρ is measured anew when they change."""
+        return self.embeddings
+
     @abstractmethod
     def from_embedding(self, embedded: Tensor, tokens: Tensor) -> Tensor:
         """Distribution inputs `[B, m]` of embedded words `[B, L, e]`; `tokens` say which are padding."""
@@ -55,10 +60,10 @@ class TokenNetwork(nn.Module, ABC):
     @property
     def unit(self) -> Tensor:
         """ρ, a constant of the weights of now: without a gradient."""
-        table = self.embeddings
+        table = self.embedding_table
         version = (table.data_ptr(), -1 if table.is_inference() else table._version)
         if self._unit is None or self._unit[0] != version or table.is_inference():
-            self._unit = version, neighbour_distance(table.detach())
+            self._unit = version, neighbour_distance(self.embeddings.detach())
         return self._unit[1]
 
     def embed(self, tokens: Tensor) -> Tensor:

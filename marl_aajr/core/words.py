@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ class Words:
         synonyms: the class of each word, `[V]`; words of one class mean the same.
         padding: the token that stands for no word.
         actions: by discrete action, the word that stands for it; empty: the environment does not say.
+        special: further tokens that stand for no word, such as the beginning of a text; nobody perturbs them.
+        tokenizer: JSON of the tokenizer that reads them, if it is one of Hugging Face's.
 
     Raises:
         ValueError: a word twice, or as many classes as there are no words.
@@ -31,6 +33,8 @@ class Words:
     synonyms: tuple[int, ...]
     padding: int = 0
     actions: tuple[str, ...] = ()
+    special: tuple[int, ...] = ()
+    tokenizer: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if repeated := [word for word, times in Counter(self.vocabulary).items() if times > 1]:
@@ -40,8 +44,9 @@ class Words:
                 f"expected a class of synonyms for each of {len(self.vocabulary)} words, got "
                 f"{len(self.synonyms)}"
             )
-        if not 0 <= self.padding < len(self.vocabulary):
-            raise ValueError(f"expected padding in [0, {len(self.vocabulary)}), got {self.padding}")
+        for name, token in (("padding", self.padding), *(("special", token) for token in self.special)):
+            if not 0 <= token < len(self.vocabulary):
+                raise ValueError(f"expected {name} in [0, {len(self.vocabulary)}), got {token}")
         self.check_covered(self.vocabulary, self.actions)
 
     def __len__(self) -> int:

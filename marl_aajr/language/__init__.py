@@ -6,8 +6,9 @@ from a configuration or read from a folder.
 
 from __future__ import annotations
 
-from marl_aajr.language.models import ARCHITECTURES, model_config, read_model, word_tokenizer
+from marl_aajr.language.models import ARCHITECTURES, model_config, read_model
 from marl_aajr.language.network import LanguageNetwork
+from marl_aajr.language.tokens import word_tokenizer
 
 __all__ = [
     "ARCHITECTURES",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import os
-from collections.abc import Collection, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ ARCHITECTURES |= dict.fromkeys(("mistral", "qwen2", "qwen3"), ARCHITECTURES["lla
 
 _WEIGHTS, _OUTPUTS = 0.85, 0.2
 """First sizes of weights, in inverse roots of the width, and of what the last norm gives to the logits."""
+
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+_AS_REBUILT = {"attn_implementation": "eager", "dtype": torch.float32}
+"""Kernels differ by rounding: a model that is read, and one made of its configuration, have the same."""
 
 _NO_DROPOUT = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout")
 _NO_CONTROL = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -91,111 +96,91 @@ def model_config(
 
 
 def new_model(config: Mapping[str, Any]) -> nn.Module:
-    """A model with random weights, from torch's global generator; attention that has all its derivatives.
+    """A model with random float32 weights, from torch's global generator, and eager attention.
+
+    Eager attention has second derivatives in reverse mode: `auto` takes `double`. The tangent of a softmax
+    has no gradient in PyTorch 2.13, so that `forward` gives J u but cannot be trained through. Fused kernels
+    have neither (`central`).
 
     Its logits are small: a policy begins by trying everything (Andrychowicz et al. 2021, arXiv:2006.05990).
     """
     library = transformers()
     settings = {name: value for name, value in config.items() if name != "transformers_version"}
     made = library.AutoConfig.for_model(**settings)
-    model: nn.Module = library.AutoModelForCausalLM.from_config(made, attn_implementation="eager")
+    model: nn.Module = library.AutoModelForCausalLM.from_config(made, **_AS_REBUILT)
     body: Any = model.base_model
-    scales = [part.weight for part in body.children() if getattr(part, "weight", None) is not None]
-    nn.init.constant_(scales[-1], _OUTPUTS)  # of the last norm: whatever else has weights stands before it
+    weights = [part.weight for part in body.children() if getattr(part, "weight", None) is not None]
+    if norms := [weight for weight in weights if weight.ndim == 1]:
+        nn.init.constant_(norms[-1], _OUTPUTS)
     return model
+
+
+def read_config(folder: Path | str) -> Any:
+    """The configuration of a folder's model as it is used here: float32 weights, no dropout.
+
+    Raises:
+        ValueError: no such folder (a name of the hub is none), or none of a model.
+    """
+    with _readable(folder):
+        config = transformers().AutoConfig.from_pretrained(folder, **_LOCAL)
+    config.dtype = torch.float32
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    return config
+
+
+def read_tokenizer(folder: Path | str) -> Any:
+    """The tokenizer of a folder; `ValueError` as above."""
+    with _readable(folder):
+        return transformers().AutoTokenizer.from_pretrained(folder, **_LOCAL)
 
 
 def read_model(folder: Path | str) -> tuple[nn.Module, Any]:
     """A causal model and its tokenizer from a folder that `save_pretrained` wrote, safetensors only.
 
+    The model has float32 weights, eager attention and no dropout, as `new_model` makes it of its
+    configuration: a run, its checkpoints and its victim compute the same to the last bit.
+
     Raises:
-        ValueError: no such folder (a name of the hub is none), or none of a causal model.
+        ValueError: no such folder (a name of the hub is none), or none of a causal model with all weights.
     """
-    path = Path(folder)
-    if not (path / "config.json").is_file():
+    config = read_config(folder)
+    with _readable(folder):
+        read, found = transformers().AutoModelForCausalLM.from_pretrained(
+            folder, config=config, use_safetensors=True, output_loading_info=True, **_LOCAL, **_AS_REBUILT
+        )
+        if missing := sorted(found["missing_keys"]):
+            raise ValueError(f"no weights {', '.join(missing[:3])}")
+    return read, read_tokenizer(folder)
+
+
+def has_weights(folder: Path | str) -> bool:
+    """Whether a folder is here, and has more than what a model is made of."""
+    return any((Path(folder) / f"model.safetensors{kind}").is_file() for kind in ("", ".index.json"))
+
+
+def keep_settings(folder: Path | str, out: Path) -> None:
+    """Save the configuration and the tokenizer of a folder's model, without its weights."""
+    read_tokenizer(folder).save_pretrained(out)
+    shutil.copy(Path(folder) / "config.json", out)
+
+
+@contextmanager
+def _readable(folder: Path | str) -> Iterator[None]:
+    """Whatever goes wrong while a folder is read, as one line."""
+    if not (Path(folder) / "config.json").is_file():
         raise ValueError(
             f"expected the folder of a model with a config.json, got {str(folder)!r}; nothing is downloaded: "
             "fetch it yourself (save_pretrained), and name the folder"
         )
-    library = transformers()
+    from safetensors import SafetensorError
+
     try:
-        local = {"local_files_only": True, "trust_remote_code": False}
-        model = library.AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **local)
-        return model, library.AutoTokenizer.from_pretrained(path, **local)
-    except (OSError, ValueError) as error:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"expected a causal model and its tokenizer in {path}, got {reason}") from error
-
-
-def word_tokenizer(vocabulary: Sequence[str], *, padding: str | None = None) -> Any:
-    """A tokenizer whose tokens are whole words: the number of a word is its place in the vocabulary."""
-    library = transformers()
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}))
-    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return library.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token=padding)
-
-
-def token_ids(tokenizer: Any, words: Sequence[str], *, held: Collection[str] = ()) -> list[int]:
-    """The token of each word.
-
-    Args:
-        tokenizer: of the model.
-        words: the environment's.
-        held: those of them that stand for no word, such as padding; a tokenizer without them has its own
-            padding, or token 0, in their place.
-
-    Raises:
-        ValueError: words that are not one token, by name.
-    """
-    found = {word: _one_token(tokenizer, word) for word in words}
-    instead = tokenizer.pad_token_id or 0
-    found |= {word: instead for word in held if found.get(word) is None}
-    if missing := [word for word, token in found.items() if token is None]:
-        raise ValueError(
-            f"expected a tokenizer that has each of the environment's words as one token, got one of "
-            f"{len(tokenizer)} tokens without {', '.join(missing)}; add them (tokenizer.add_tokens and "
-            "model.resize_token_embeddings)"
-        )
-    return [token for token in found.values() if token is not None]
-
-
-def _one_token(tokenizer: Any, word: str) -> int | None:
-    known = tokenizer.get_vocab()
-    if word in known:
-        return int(known[word])
-    for form in (f" {word}", word):  # in the middle of a sentence first
-        try:
-            tokens = tokenizer.encode(form, add_special_tokens=False)
-        except Exception:  # a word-level tokenizer without an unknown token raises a bare one
-            continue
-        if len(tokens) == 1 and tokens[0] != tokenizer.unk_token_id:
-            return int(tokens[0])
-    return None
-
-
-def check_model(model: nn.Module) -> None:
-    """Raise `ValueError` unless a model takes embeddings in the place of tokens."""
-    outer: Any = model
-    base = outer.get_base_model() if hasattr(outer, "get_base_model") else model  # of peft's adapters
-    takes = inspect.signature(base.forward).parameters
-    if "inputs_embeds" not in takes or getattr(model, "get_input_embeddings", None) is None:
-        raise ValueError(
-            f"expected a causal language model that takes inputs_embeds, got {type(model).__name__}, whose "
-            f"forward takes {', '.join(takes)}; use a decoder of transformers"
-        )
-
-
-def check_length(model: nn.Module, length: int) -> None:
-    """Raise `ValueError` where sequences are longer than what a model can read."""
-    settings: Any = model.config
-    context = getattr(settings, "max_position_embeddings", None)
-    if context is not None and length > context:
-        raise ValueError(
-            f"expected at most {context} tokens, the context of {type(model).__name__}, got {length}; cut "
-            "them, or take a model with a longer context"
-        )
+        raise ValueError(f"expected a causal model and its tokenizer in {folder}, got {reason}") from error
 
 
 def positions(attention_mask: Tensor) -> Tensor:

@@ -10,18 +10,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from marl_aajr.core.token_network import TokenNetwork
+from marl_aajr.core.tokenizers import special_tokens, tokenizer_json
 from marl_aajr.core.words import Words
+from marl_aajr.language.checks import check_length, check_logits, check_model
 from marl_aajr.language.models import (
     attention,
-    check_length,
-    check_model,
     model_config,
     new_model,
     positions,
+    read_config,
     read_model,
-    token_ids,
-    word_tokenizer,
+    read_tokenizer,
 )
+from marl_aajr.language.tokens import token_ids, word_tokenizer
 
 ARGUMENTS = ("config", "vocabulary", "token_ids", "held", "actions", "outputs", "tokenizer")
 """The arguments of the network, and its attributes."""
@@ -40,7 +41,8 @@ class LanguageNetwork(TokenNetwork):
         held: numbers of words that nobody perturbs; the first one is padding.
         actions: words that stand for the actions; None: a head.
         outputs: m, of a head; None: there is none.
-        tokenizer: JSON of the tokenizer.
+        tokenizer: JSON of the tokenizer whose tokens the model reads; for an environment's own words, one
+            that splits text at spaces.
 
     Attributes:
         body: the model without its head.
@@ -89,14 +91,13 @@ class LanguageNetwork(TokenNetwork):
             sizes: of `model_config`.
         """
         padding = words.vocabulary[words.padding]
-        tokenizer = word_tokenizer(words.vocabulary, padding=padding)
         return cls(
             model_config(vocab_size=len(words), **sizes),
             words.vocabulary,
             range(len(words)),
-            held=[words.padding],
+            held=[words.padding, *words.special],
             **_answers(words, outputs, head),
-            tokenizer=tokenizer.backend_tokenizer.to_str(),
+            tokenizer=words.tokenizer or tokenizer_json(word_tokenizer(words.vocabulary, padding=padding)),
         )
 
     @classmethod
@@ -106,13 +107,8 @@ class LanguageNetwork(TokenNetwork):
         Raises:
             ValueError: no folder of a causal model, or a tokenizer that does not cover the words.
         """
-        model, tokenizer = read_model(folder)
-        ids = token_ids(tokenizer, words.vocabulary, held=[words.vocabulary[words.padding]])
-        text = tokenizer.backend_tokenizer.to_str()
-        config = {**model.config.to_dict(), "_name_or_path": ""}  # type: ignore[operator, union-attr]
-        answers = _answers(words, outputs, head)
-        network = cls(config, words.vocabulary, ids, held=[words.padding], **answers, tokenizer=text)
-        network._take(model)
+        network = cls(**folder_arguments(folder, words, outputs=outputs, head=head))
+        network.read_weights(folder)
         return network
 
     @property
@@ -123,7 +119,7 @@ class LanguageNetwork(TokenNetwork):
     @property
     def hidden_size(self) -> int:
         """The width of what a head reads."""
-        return int(self.body.config.hidden_size)
+        return self._width
 
     def read_weights(self, folder: str) -> None:
         """Play by the weights of a folder, which the configuration is of."""
@@ -132,8 +128,15 @@ class LanguageNetwork(TokenNetwork):
 
     @property
     def embeddings(self) -> Tensor:
+        table, words = self.embedding_table, len(self.token_ids)
+        if not self._same_numbers:
+            return table[self._ids]
+        return table if len(table) == words else table[:words]
+
+    @property
+    def embedding_table(self) -> Tensor:
         table: Tensor = self.body.get_input_embeddings().weight
-        return table if self._same_numbers else table[self._ids]
+        return table
 
     def hidden(self, embedded: Tensor, tokens: Tensor) -> Tensor:
         """What the model makes of the last word, `[B, h]`, of embedded words `[B, L, e]`."""
@@ -157,11 +160,10 @@ class LanguageNetwork(TokenNetwork):
             assert self.head is not None
             outputs: Tensor = self.head(hidden)
             return outputs
-        table = self.embeddings if self.head is None else self.head.weight[self._ids]
-        bias = (
-            None if self.head is None or self.head.bias is None else self.head.bias[self._ids][self._spoken]
-        )
-        return functional.linear(hidden, table[self._spoken], bias)
+        table = self.embedding_table if self.head is None else self.head.weight
+        bias = None if self.head is None else self.head.bias
+        tokens = self._ids[self._spoken]
+        return functional.linear(hidden, table[tokens], None if bias is None else bias[tokens])
 
     def from_embedding(self, embedded: Tensor, tokens: Tensor) -> Tensor:
         return self.logits(self.hidden(embedded, tokens))
@@ -169,18 +171,24 @@ class LanguageNetwork(TokenNetwork):
     def _take(self, model: nn.Module) -> None:
         """Play by this model from now on."""
         check_model(model)
+        check_logits(model)
         body: Any = model.base_model
         unembedding: Any = model.get_output_embeddings()  # type: ignore[operator]
         table = body.get_input_embeddings().weight
+        if (most := max(self.token_ids)) >= len(table):
+            raise ValueError(
+                f"expected an embedding for each token, got {len(table)} for tokens up to {most}; "
+                "model.resize_token_embeddings(len(tokenizer))"
+            )
         for module in body.modules():  # the policy that acts and the one that learns are one
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-        self.body = body
-        if self.outputs is not None:
-            self.head = nn.Linear(table.shape[-1], self.outputs)
-        else:
+        self.body, self._width = body, int(unembedding.weight.shape[-1])
+        if self.outputs is None:
             self.head = None if unembedding.weight is table else unembedding
-        self._same_numbers = self.token_ids == list(range(len(table)))
+        elif getattr(self, "head", None) is None:  # not that of other weights
+            self.head = nn.Linear(self._width, self.outputs)
+        self._same_numbers = self.token_ids == list(range(len(self.token_ids)))
         place = {word: number for number, word in enumerate(self.vocabulary)}
         if strange := [word for word in self.actions or () if word not in place]:
             raise ValueError(f"expected actions out of the vocabulary, got {', '.join(strange)}")
@@ -195,3 +203,21 @@ def _answers(words: Words, outputs: int, head: bool) -> dict[str, Any]:
     if len(words.actions) != outputs:
         raise ValueError(f"expected a word for each of {outputs} actions, got {', '.join(words.actions)}")
     return {"actions": list(words.actions)}
+
+
+def folder_arguments(folder: str, words: Words, *, outputs: int, head: bool = False) -> dict[str, Any]:
+    """The arguments of a `LanguageNetwork` for the model of a folder, whose weights are not looked at.
+
+    Special tokens of its tokenizer are held, as are those of the environment's.
+    """
+    tokenizer = read_tokenizer(folder)
+    ids, special = token_ids(tokenizer, words), special_tokens(tokenizer)
+    held = [words.padding, *words.special, *(word for word, token in enumerate(ids) if token in special)]
+    return {
+        "config": {**read_config(folder).to_dict(), "_name_or_path": ""},
+        "vocabulary": list(words.vocabulary),
+        "token_ids": ids,
+        "held": tuple(dict.fromkeys(held)),
+        **_answers(words, outputs, head),
+        "tokenizer": tokenizer_json(tokenizer),
+    }

@@ -21,7 +21,8 @@ from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.objectives import Clean
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.token_network import check_radius, neighbour_distance
-from marl_aajr.language.models import check_length, check_model, positions
+from marl_aajr.language.checks import check_length, check_model
+from marl_aajr.language.models import positions
 from marl_aajr.regularizers.adversarial import Perturbing
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty
 from marl_aajr.regularizers.sample import LossTerm, Sample, State, share_of

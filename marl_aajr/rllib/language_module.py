@@ -18,8 +18,8 @@ from marl_aajr.core.checks import maximum
 from marl_aajr.core.token_network import check_radius
 from marl_aajr.core.words import Words
 from marl_aajr.language import LanguageNetwork
+from marl_aajr.language.checks import check_length
 from marl_aajr.language.critic import WordCritic
-from marl_aajr.language.models import check_length
 from marl_aajr.regularizers.adversarial import Perturbing
 from marl_aajr.regularizers.regularizer import Regularizer
 

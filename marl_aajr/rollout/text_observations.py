@@ -20,6 +20,7 @@ from pettingzoo.utils.wrappers import BaseParallelWrapper, BaseWrapper
 from marl_aajr.core.channels import Channel
 from marl_aajr.core.checks import whole
 from marl_aajr.core.flat_observations import own_part
+from marl_aajr.core.tokenizers import words_of_tokenizer
 from marl_aajr.core.words import Words
 from marl_aajr.rollout.adapters import to_pettingzoo
 from marl_aajr.rollout.teams import outermost
@@ -32,15 +33,16 @@ def tokenized(env: Any, tokenizer: Any, *, length: int) -> Any:
         env: A ParallelEnv, an AECEnv, or an environment of Gymnasium. Where it has an attribute `words`, the
             words that it uses, they are looked for in the tokenizer's vocabulary at once, others when they
             come.
-        tokenizer: `marl_aajr.core.words.Words`, or a tokenizer of Hugging Face's.
+        tokenizer: `marl_aajr.core.words.Words`, or a fast tokenizer of Hugging Face's, which then travels in
+            the checkpoints and victims of language models.
         length: L, tokens of an observation at most.
 
     Returns:
         The environment with Box observations `[L]` of integers, and an attribute `words`.
 
     Raises:
-        ValueError: No agent reads text, no padding token, or words of the environment that the tokenizer
-            does not know, all by name. Playing raises it for a text that is longer.
+        ValueError: No agent reads text, a slow tokenizer, no padding token, or words of the environment that
+            the tokenizer does not know, all by name. Playing raises it for a text that is longer.
     """
     whole("length", length)
     if isinstance(env, gymnasium.Env):
@@ -68,8 +70,8 @@ class _Reader:
             )
         said = outermost(env, "words")
         if isinstance(said, Words):
-            said.check_covered(self.words.vocabulary)
-        elif isinstance(said, Collection):
+            said = [word for token, word in enumerate(said.vocabulary) if token != said.padding]
+        if isinstance(said, Collection):
             for word in said:
                 self._encode(word)
 
@@ -141,26 +143,13 @@ def _vocabulary(tokenizer: Any) -> tuple[Words, Callable[[str], Sequence[int]]]:
     """The words that a tokenizer knows, by token, and what it makes of a text."""
     if isinstance(tokenizer, Words):
         return tokenizer, tokenizer.encode
-    if not hasattr(tokenizer, "get_vocab"):
-        raise ValueError(
-            f"expected Words or a tokenizer of Hugging Face's, got a {type(tokenizer).__name__}; "
-            "AutoTokenizer.from_pretrained(folder) makes one"
-        )
-    if tokenizer.pad_token_id is None:
-        raise ValueError(
-            "expected a tokenizer with a padding token, got one without; tokenizer.pad_token = "
-            "tokenizer.eos_token, or another"
-        )
-    known = {token: word for word, token in tokenizer.get_vocab().items()}
-    vocabulary = tuple(known.get(token, f"<{token}>") for token in range(max(known) + 1))
-    # It says nothing of meanings: no word may stand in another's place.
-    words = Words(vocabulary, tuple(range(len(vocabulary))), padding=tokenizer.pad_token_id)
+    words = words_of_tokenizer(tokenizer)
 
     def encode(text: str) -> Sequence[int]:
         tokens: list[int] = tokenizer.encode(text, add_special_tokens=False)
         if (unknown := tokenizer.unk_token_id) is not None and unknown in tokens:
             missing = [w for w in text.split() if unknown in tokenizer.encode(w, add_special_tokens=False)]
-            words.check_covered({*vocabulary} - {*missing}, missing or [text])
+            words.check_covered({*words.vocabulary} - {*missing}, missing or [text])
         return tokens
 
     return words, encode

@@ -19,7 +19,8 @@ from marl_aajr.core.jacobian import resolve_backend
 from marl_aajr.core.token_network import TokenPolicy
 from marl_aajr.core.words import Words
 from marl_aajr.language import ARCHITECTURES, LanguageNetwork, model_config, read_model, word_tokenizer
-from marl_aajr.language.models import attention, check_model, new_model, transformers
+from marl_aajr.language.checks import check_model
+from marl_aajr.language.models import attention, new_model, transformers
 from marl_aajr.regularizers import AAJR, REGULARIZERS
 from marl_aajr.regularizers.adversarial import Perturbing
 from marl_aajr.regularizers.certified import Bounding
