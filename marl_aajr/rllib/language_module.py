@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import gymnasium as gym
 import torch
+from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import TorchCategorical
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
@@ -20,6 +23,8 @@ from marl_aajr.core.words import Words
 from marl_aajr.language import LanguageNetwork
 from marl_aajr.language.checks import check_length
 from marl_aajr.language.critic import WordCritic
+from marl_aajr.language.models import has_weights
+from marl_aajr.language.network import folder_arguments
 from marl_aajr.regularizers.adversarial import Perturbing
 from marl_aajr.regularizers.regularizer import Regularizer
 
@@ -40,6 +45,8 @@ class LanguageModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
 
     Attributes:
         actor: the network between words and actions, which regularizers perturb in its embeddings.
+        awaited: the folder of its first weights where that is not on this machine; they come from the driver
+            (`send_first_weights`) or from a checkpoint (`set_state`). Until then it does not play.
     """
 
     reads_obs_only: ClassVar[bool] = True
@@ -47,9 +54,10 @@ class LanguageModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     def setup(self) -> None:
         super().setup()
         self.actor = LanguageNetwork(**self.model_config[NETWORK])
-        folder = self.model_config.get(FOLDER)
-        if folder is not None and Path(folder).is_dir():  # elsewhere the weights come from a checkpoint
-            self.actor.read_weights(folder)
+        self.awaited: str | None = self.model_config.get(FOLDER)
+        if self.awaited is not None and has_weights(self.awaited):
+            self.actor.read_weights(self.awaited)
+            self.awaited = None
         if not self.inference_only:
             self.value: nn.Module = nn.Linear(self.actor.hidden_size, 1)
             if self._own_critic:
@@ -65,6 +73,15 @@ class LanguageModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
     @property
     def _own_critic(self) -> bool:
         return self.model_config.get(CRITIC) == "own"
+
+    def set_state(self, state: Any) -> None:
+        super().set_state(state)
+        self.awaited = None
+
+    def take(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin with the weights of a folder, as `first_weights` reads them."""
+        self.actor.load_state_dict(weights, strict=False)
+        self.awaited = None
 
     def get_non_inference_attributes(self) -> list[str]:
         return ["value"]
@@ -83,16 +100,58 @@ class LanguageModule(TorchRLModule, ValueFunctionAPI, InferenceOnlyAPI):
         return values
 
     def _read(self, obs: Tensor) -> Tensor:
+        if self.awaited is not None:
+            raise ValueError(
+                f"expected the weights of {self.awaited} on this machine or in a checkpoint, got neither; "
+                "copy the folder to it"
+            )
         tokens = obs.long()
         return self.actor.hidden(self.actor.embeddings[tokens], tokens)
 
 
-def check_epsilon(model_config: Mapping[str, Any], regularizer: Regularizer) -> None:
-    """Raise `ValueError` where ε is in other units than those of the embeddings that a run begins with."""
+def first_weights(model_config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a folder, by their names in the actor; a head for the actions is none of them."""
     with torch.random.fork_rng(devices=[]):
         network = LanguageNetwork(**model_config[NETWORK])
-    if (folder := model_config.get(FOLDER)) is not None:
-        network.read_weights(folder)
+        network.read_weights(model_config[FOLDER])
+    own = network.outputs is not None
+    return {k: value for k, value in network.state_dict().items() if not (own and k.startswith("head."))}
+
+
+def send_first_weights(algorithm: Algorithm) -> None:
+    """Give the weights of folders to learners on machines without these, and then to env runners."""
+    asked = algorithm.learner_group.foreach_learner(_awaiting)
+    if not (names := sorted({name for result in asked for name in result.get()})):
+        return
+    specs = algorithm.config.rl_module_spec.rl_module_specs
+    weights = {name: first_weights(specs[name].model_config) for name in names}
+    for result in algorithm.learner_group.foreach_learner(partial(_take, weights=weights)):
+        result.get()
+    algorithm.env_runner_group.sync_weights(
+        from_worker_or_learner_group=algorithm.learner_group, inference_only=True
+    )
+
+
+def _awaiting(learner: TorchLearner, **_: Any) -> list[str]:
+    modules = {name: learner.module[name].unwrapped() for name in learner.module.keys()}  # noqa: SIM118
+    return [name for name, module in modules.items() if getattr(module, "awaited", None) is not None]
+
+
+def _take(learner: TorchLearner, *, weights: Mapping[str, Mapping[str, Tensor]], **_: Any) -> None:
+    for name, each in weights.items():
+        module: LanguageModule = learner.module[name].unwrapped()
+        module.take(each)
+
+
+def check_epsilon(model_config: Mapping[str, Any], regularizer: Regularizer) -> None:
+    """Raise `ValueError` where ε is in other units than those of the embeddings that a run begins with."""
+    folder = model_config.get(FOLDER)
+    if folder is not None and not has_weights(folder):  # a run that is resumed was checked as it began
+        return
+    with torch.random.fork_rng(devices=[]):
+        network = LanguageNetwork(**model_config[NETWORK])
+        if folder is not None:
+            network.read_weights(folder)
     for member in getattr(regularizer, "members", (regularizer,)):
         if isinstance(member, Perturbing):
             check_radius(network.embeddings / network.unit, maximum(member.epsilon))
@@ -114,7 +173,8 @@ def language_model_config(
         words: of the environment.
         observation_space: a Box of tokens, `[L]`.
         action_space: Discrete.
-        folder: of a model whose weights it begins with; None: random ones.
+        folder: of a model whose weights it begins with, or of its configuration and tokenizer alone, for
+            weights out of a checkpoint; None: random ones.
         head: whether a head answers, although the environment has words for the actions.
         critic: whether it has weights of its own.
         sizes: of a new model, see `marl_aajr.language.model_config`.
@@ -136,7 +196,9 @@ def language_model_config(
             sizes = {"context": length, **sizes}
             network = LanguageNetwork.of_words(words, outputs=outputs, head=head, **sizes)
         else:
-            network = LanguageNetwork.from_folder(folder, words, outputs=outputs, head=head)
+            network = LanguageNetwork(**folder_arguments(folder, words, outputs=outputs, head=head))
+            if has_weights(folder):
+                network.read_weights(folder)
     check_length(network.body, length)
     path = None if folder is None else str(Path(folder).resolve())
     return {NETWORK: network.arguments, FOLDER: path, CRITIC: critic}

@@ -26,7 +26,7 @@ from marl_aajr.study.runs import StudyRun, variants
 from marl_aajr.study.study_config import StudyConfig
 from marl_aajr.study.study_pool import Pool
 from marl_aajr.study.tuning import ASKED, searched_by
-from marl_aajr.training.algorithm import build_config
+from marl_aajr.training.algorithm import build_config, check_first_weights
 from marl_aajr.training.cluster import KINDS, have_room, show
 from marl_aajr.training.fields import differences
 from marl_aajr.training.files import Key, YamlSource
@@ -54,6 +54,7 @@ def check_playable(runs: tuple[StudyRun, ...], source: YamlSource) -> None:
     for run in reversed(first.values()):
         try:
             build_config(run.config)
+            check_first_weights(run.config)
         except ValueError as error:
             field = str(error).partition(":")[0]
             where = run.where(field if field in _OF_TEAMS else "env", source)

@@ -20,6 +20,7 @@ from ray.rllib.core.rl_module.multi_rl_module import MultiRLModuleSpec
 from marl_aajr.core.checks import Schedule
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.environment_values import TO_FLOAT, split
+from marl_aajr.language.models import has_weights
 from marl_aajr.rllib import robustify
 from marl_aajr.rllib.internals.algorithms import RunAPPO, RunIMPALA, RunPPO
 from marl_aajr.rllib.internals.learners import resumable_learner_class
@@ -170,6 +171,16 @@ def _check_playable(config: RunConfig, mapping: PolicyMapping, methods: TeamMeth
         raise ValueError(
             "expected env_runners > 0 for resources.gpus_per_env_runner > 0 with RLlib's own runner, got 0; "
             "set env_runners, or the runner to fast"
+        )
+
+
+def check_first_weights(config: RunConfig) -> None:
+    """Raise `ValueError` where the folder of a language model has no weights to begin with."""
+    language = config.model.language
+    if language is not None and language.folder is not None and not has_weights(language.folder):
+        raise ValueError(
+            f"expected a model.safetensors in model.language.folder {language.folder}, got none; "
+            "save_pretrained writes it"
         )
 
 

@@ -19,6 +19,7 @@ from ray.rllib.utils.metrics import FAULT_TOLERANCE_STATS, NUM_ENV_STEPS_SAMPLED
 
 from marl_aajr.core.checks import NonFiniteError
 from marl_aajr.rllib.internals.algorithms import dead_learners, errors_raise, remote_errors_raise
+from marl_aajr.rllib.language_module import send_first_weights
 from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.atla_phases import ATLAPhase, ATLAPhases, begin_phase, phases_of
 from marl_aajr.training.checkpoint import (
@@ -96,13 +97,13 @@ class Training:
             with errors_raise(), full_disk_named(self.directory.path):
                 self._clock = time.perf_counter() - progress.seconds
                 with native_warning_hidden():
-                    algorithm = build_config(self.config).build_algo()
+                    algorithm = build_config(self.directory.resumed(self.config)).build_algo()
                 remote_errors_raise(algorithm)
                 if progress.iteration > 0:
                     folder = self.directory.checkpoint(progress.iteration)
                     restore_checkpoint(algorithm, folder)
-                elif self.config.initial_policy is not None:
-                    start_from(algorithm, Victim.load(self.directory.initial_policy))
+                else:
+                    self._begin(algorithm)
                 self._loop(algorithm, curves)
         except KeyboardInterrupt:
             self._write_status("interrupted")
@@ -117,6 +118,13 @@ class Training:
             torch.set_num_threads(threads)
             if algorithm is not None:
                 algorithm.stop()
+
+    def _begin(self, algorithm: Algorithm) -> None:
+        language = self.config.model.language
+        if language is not None and language.folder is not None:
+            send_first_weights(algorithm)
+        if self.config.initial_policy is not None:
+            start_from(algorithm, Victim.load(self.directory.initial_policy))
 
     def _rewind(self) -> Curves:
         """Drop what an earlier process wrote after the point where this one starts."""

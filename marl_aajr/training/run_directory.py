@@ -7,6 +7,7 @@
     events.jsonl      restarts, if there were any
     tensorboard/      the same as curves
     initial_policy/   what it began with, if not with random networks
+    language_model/   configuration and tokenizer of the folder that a language model comes from
     checkpoints/      000010/ ..., complete or absent
     victim/           the trained team, playable without Ray
     adversary/        with method atla: the adversaries that it was trained against
@@ -44,6 +45,7 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
+from marl_aajr.language.models import keep_settings
 from marl_aajr.training import run_record
 from marl_aajr.training.config import RunConfig, load_config
 from marl_aajr.training.files import append_line, new_folder, read_lines, write_json, write_text
@@ -68,6 +70,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.victim = self.path / "victim"
         self.initial_policy = self.path / "initial_policy"
+        self.language_model = self.path / "language_model"
         self.adversary = self.path / "adversary"
         self.evaluations = self.path / run_record.EVALUATIONS
         self.certificates = self.path / run_record.CERTIFICATES
@@ -114,6 +117,8 @@ class RunDirectory:
             write_json(folder / self.status_file.name, asdict(Status("running")))
             if config.initial_policy is not None:
                 Victim.load(config.initial_policy).save(folder / self.initial_policy.name)
+            if config.model.language is not None and config.model.language.folder is not None:
+                keep_settings(config.model.language.folder, folder / self.language_model.name)
         self.lock()
 
     def lock(self) -> None:
@@ -141,6 +146,17 @@ class RunDirectory:
         """The run's configuration; `ValueError` for no run, and for one that cannot be read."""
         self.require()
         return load_config(self.config_file)
+
+    def resumed(self, config: RunConfig) -> RunConfig:
+        """A run's configuration as it is built from what is here: all weights are in a checkpoint, if any."""
+        language = config.model.language
+        if language is None or language.folder is None or not self.iterations():
+            return config
+        if not self.language_model.is_dir():  # a run of an older version
+            return config
+        language = language.model_copy(update={"folder": str(self.language_model)})
+        model = config.model.model_copy(update={"language": language})
+        return config.model_copy(update={"model": model})
 
     def status(self) -> Status:
         """The state and the progress of the run; `ValueError` likewise."""

@@ -18,7 +18,7 @@ from ray.exceptions import RayError
 from marl_aajr.core.environment_values import EnvironmentFault
 from marl_aajr.rollout.perturbed import ADVERSARY
 from marl_aajr.rollout.teams import announce
-from marl_aajr.training.algorithm import build_config, check_machine
+from marl_aajr.training.algorithm import build_config, check_first_weights, check_machine
 from marl_aajr.training.checkpoint import RunProgress, record_event, resumable
 from marl_aajr.training.cluster import ray_for, wait_for_room
 from marl_aajr.training.config import RunConfig, load_config, make_config
@@ -73,7 +73,10 @@ def train(
     directory = RunDirectory(out)
     if not isinstance(config, RunConfig):
         config = make_config(config) if isinstance(config, Mapping) else load_config(config)
-    build_config(config)
+    built = directory.resumed(config) if resume else config
+    build_config(built)
+    if built is config:
+        check_first_weights(config)
     check_machine(config.resources)
     progress = RunProgress()
     try:

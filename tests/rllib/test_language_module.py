@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -11,8 +12,9 @@ import torch
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from marl_aajr.rllib.language_module import LanguageModule, language_model_config
+from marl_aajr.rllib.language_module import FOLDER, LanguageModule, language_model_config
 from tests.language.conftest import TOKENS, WORDS
+from tests.language.folders import save_model, subword_tokenizer
 
 SPACES = gym.spaces.Box(0, len(WORDS) - 1, TOKENS.shape[1:], np.int64), gym.spaces.Discrete(3)
 
@@ -30,6 +32,22 @@ def test_a_critic_of_its_own_leaves_the_model_alone(critic: Any) -> None:
     moved = any(p.grad is not None for p in module.actor.parameters())
     assert moved == (critic == "shared")
     assert all(p.grad is not None for p in module.value.parameters())
+
+
+def test_without_its_first_weights_it_does_not_play(tmp_path: Path) -> None:
+    """Where its folder is not; those of a checkpoint will do."""
+    save_model(tmp_path / "here", "gpt2", subword_tokenizer(WORDS.vocabulary[1:]))
+    config = language_model_config(WORDS, *SPACES, folder=str(tmp_path / "here"))
+    module: Any = RLModuleSpec(LanguageModule, *SPACES, model_config=config).build()
+    gone = {**config, FOLDER: str(tmp_path / "gone")}
+    elsewhere: Any = RLModuleSpec(LanguageModule, *SPACES, model_config=gone).build()
+    with pytest.raises(
+        ValueError, match=r"expected the weights of .*gone on this machine or in a checkpoint"
+    ):
+        elsewhere.forward_train({Columns.OBS: TOKENS})
+    elsewhere.set_state(module.get_state())
+    found, expected = (each.forward_train({Columns.OBS: TOKENS}) for each in (elsewhere, module))
+    assert torch.equal(found[Columns.ACTION_DIST_INPUTS], expected[Columns.ACTION_DIST_INPUTS])
 
 
 def test_a_critic_of_its_own_tells_words_apart_by_their_place() -> None:

@@ -11,14 +11,18 @@ import pytest
 import torch
 
 from marl_aajr.evaluation import evaluate
-from marl_aajr.language import LanguageNetwork, model_config, word_tokenizer
-from marl_aajr.language.models import new_model
+from marl_aajr.language import LanguageNetwork, model_config, read_model, word_tokenizer
+from marl_aajr.language.models import new_model, read_tokenizer
+from marl_aajr.rllib.language_module import send_first_weights
+from marl_aajr.rollout.text_observations import tokenized
 from marl_aajr.training.algorithm import build_config
 from marl_aajr.training.config import RunConfig
 from marl_aajr.training.policy_mapping import policy_mapping_of
 from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim, fingerprint
+from tests.language.folders import save_model, subword_tokenizer
+from tests.rollout.test_text_observations import Page
 from tests.training.runs import numbers, tiny, weights
 
 BARGAIN = {"name": "marl_aajr.envs.bargain_v0"}
@@ -117,6 +121,95 @@ def test_weights_of_a_folder_are_trained_on(tmp_path: Path) -> None:
     module = build_config(config).rl_module_spec.rl_module_specs["team"].build()
     table = made.get_input_embeddings().weight
     torch.testing.assert_close(module.actor.embeddings, table.flip(0)[2:])
+
+
+def subword_model(folder: Path, kind: str = "gpt2", dtype: torch.dtype = torch.float32) -> Any:
+    words = policy_mapping_of(reading()).words("ann")
+    assert words is not None
+    return save_model(folder, kind, subword_tokenizer(words.vocabulary[1:]), dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "settings"),
+    [
+        ("gpt2", torch.float32, {}),
+        ("qwen2", torch.bfloat16, {"head": True, "critic": "shared"}),
+    ],
+)
+@pytest.mark.usefixtures("ray_session")
+def test_runs_from_a_folder(kind: str, dtype: torch.dtype, settings: dict[str, Any], tmp_path: Path) -> None:
+    """They export what they trained, and one that is resumed is the same without the folder."""
+    subword_model(tmp_path / "model", kind, dtype)
+    language = {"folder": str(tmp_path / "model"), **settings}
+    config = reading(model={"language": language}, checkpoint_every=1, method={"name": "none"})
+    whole = Victim.load(RunDirectory(train(config, tmp_path / "whole")).victim)
+    out = tmp_path / "resumed"
+    train(config, out, should_stop=lambda: True)
+    shutil.move(tmp_path / "model", tmp_path / "elsewhere")
+    train(config, out, resume=True)
+    assert numbers(out) == numbers(tmp_path / "whole")
+    assert fingerprint(Victim.load(RunDirectory(out).victim)) == fingerprint(whole)
+    network: Any = whole.modules["team"]
+    model: Any = read_model(tmp_path / "elsewhere")[0]
+    first = model.get_input_embeddings().weight
+    assert not torch.equal(network.embedding_table, first)
+    torch.testing.assert_close(network.embedding_table, first, rtol=0, atol=0.1)
+    with pytest.raises(ValueError, match=r"folder of a model with a config\.json"):
+        train(config, tmp_path / "new")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_driver_sends_first_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To learners and env runners that do not find the folder."""
+    model = subword_model(tmp_path)
+    config = reading(model={"language": {"folder": str(tmp_path)}}, method={"name": "none"})
+    built = build_config(config)
+    with monkeypatch.context() as patch:
+        patch.setattr("marl_aajr.rllib.language_module.has_weights", lambda _: False)
+        algorithm: Any = built.build_algo()
+    try:
+        (learner,) = (algorithm.learner_group._learner,)
+        assert learner.module["team"].unwrapped().awaited == str(tmp_path)
+        send_first_weights(algorithm)
+        for part in (learner, algorithm.env_runner):
+            module = part.module["team"].unwrapped()
+            assert module.awaited is None
+            assert torch.equal(module.actor.embedding_table, model.get_input_embeddings().weight)
+    finally:
+        algorithm.stop()
+
+
+def page(folder: str) -> Any:
+    """Text that the model's own tokenizer reads."""
+    return tokenized(Page(), read_tokenizer(folder), length=8)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_text_is_read_by_the_models_own_tokenizer(tmp_path: Path) -> None:
+    tokenizer = subword_tokenizer(["red", "crimson", "door", "a"])
+    save_model(tmp_path / "model", "gpt2", tokenizer)
+    folder = str(tmp_path / "model")
+    config = reading(
+        env={"name": "tests.training.test_language_runs:page", "kwargs": {"folder": folder}},
+        model={"language": {"folder": folder}},
+        method={name: value for name, value in AAJR.items() if name != "channels"},
+    )
+    run = train(config, tmp_path / "run")
+    (network,) = Victim.load(RunDirectory(run).victim).modules.values()
+    assert isinstance(network, LanguageNetwork)
+    assert network.token_ids == list(range(len(tokenizer)))
+    assert network.tokenizer == tokenizer.backend_tokenizer.to_str()
+    assert numbers(run)[-1]["modules"].popitem()[1]["aajr/gain_mean"] > 0
+
+
+def test_a_folder_without_weights(tmp_path: Path) -> None:
+    subword_model(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match=r"expected a model.safetensors in model.language.folder .*model, got"
+    ):
+        train(reading(model={"language": {"folder": str(tmp_path / "model")}}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
