@@ -8,8 +8,9 @@ It works with any causal model of Hugging Face, adapters of `peft` included, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 from weakref import WeakKeyDictionary
 
@@ -30,8 +31,8 @@ from marl_aajr.regularizers.sample import LossTerm, Sample, State, share_of
 AtEmbeddings = Callable[[Tensor, Tensor], Tensor]
 """A function of embedded tokens `[b, L, e]` and their places among the rows of the batch, `[b]`."""
 
-_fitted: WeakKeyDictionary[nn.Module, dict[Perturbing, Perturbing]] = WeakKeyDictionary()
-"""Regularizers as they were settled for a model, which is tried out once."""
+_fitted: WeakKeyDictionary[nn.Module, dict[Hashable, Perturbing]] = WeakKeyDictionary()
+"""Regularizers as they were settled for a model, an output map and a kernel, which are tried out once."""
 
 
 class _Answers(Policy):
@@ -94,7 +95,8 @@ def embedding_penalty(
             they belong to: `[b, m]`.
         loss: in its place, the loss of each row, `[b]`: the adversary raises it, and its slope is penalised.
         perturbable: tokens that may be moved, `[B, L]` bool, such as those of others; None: all.
-        held: tokens that are never moved; None: the model's tokens of beginning, end and padding.
+        held: tokens that are never moved; None: those of beginning, end and padding in the configurations of
+            the model and of its generation. A model does not know the others: `tokenizer.all_special_ids`.
         generator: source of randomness; None: a new one from seed 0, with the same draws each time.
         timestep: for schedules.
         state: of a regularizer with a dual variable, from `regularizer.initial_state()`.
@@ -125,17 +127,28 @@ def embedding_penalty(
     policy = _Answers(model, at, columns, clean.shape[-1])
     check_radius(policy.embeddings, maximum(regularizer.epsilon))
     obs = policy.embed(columns["tokens"])
-    settled = _settled(model, regularizer if loss is None else _climbing(regularizer), policy, obs)
+    climbing = regularizer if loss is None else _climbing(regularizer)
+    settled = _settled(model, climbing, policy, obs, of=_code(loss or outputs))
     sample = Sample(policy, obs, clean, policy_loss=None if loss is None else lambda y, _: y[..., 0])
     return settled.evaluate(sample, timestep=timestep, generator=generator, state=state, minibatch=minibatch)
 
 
-def _settled(model: nn.Module, regularizer: Perturbing, policy: Policy, obs: Tensor) -> Perturbing:
+def _settled(
+    model: nn.Module, regularizer: Perturbing, policy: Policy, obs: Tensor, *, of: Hashable
+) -> Perturbing:
     known = _fitted.setdefault(model, {})
-    if regularizer not in known:
+    key = regularizer, of, getattr(model.config, "_attn_implementation", None)
+    if key not in known:
         settled = regularizer.fitted(policy, obs)
-        known[regularizer] = replace(settled, sample_fraction=1.0, interval=regularizer.every)
-    return known[regularizer]
+        known[key] = replace(settled, sample_fraction=1.0, interval=regularizer.every)
+    return known[key]
+
+
+def _code(at: AtEmbeddings | None) -> Hashable:
+    """What stays of a function that a loop makes anew for each batch."""
+    while isinstance(at, partial):
+        at = at.func
+    return getattr(at, "__code__", type(at).__qualname__)
 
 
 def _climbing(regularizer: Perturbing) -> Perturbing:
@@ -177,7 +190,9 @@ def _free(
 ) -> Tensor:
     """The tokens that an adversary may move, `[B, L]` bool."""
     if held is None:
-        known = (getattr(model.config, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad"))
+        settings = model.config, getattr(model, "generation_config", None)
+        kinds = ("bos", "eos", "pad")
+        known = (getattr(each, f"{kind}_token_id", None) for each in settings for kind in kinds)
         held = [
             token
             for each in known

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from marl_aajr.core.token_network import neighbour_distance
 from marl_aajr.language import model_config
@@ -98,6 +99,49 @@ def test_a_share_of_the_rows_and_of_the_minibatches(model: Any) -> None:
         if minibatch != 0:  # when it is tried out how the model can be differentiated
             assert set(asked) == rows
         assert (term.loss > 0) == bool(rows)
+
+
+def test_tokens_that_end_a_generation_are_held(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def term(held: list[int] | None) -> Tensor:
+        return embedding_penalty(model, IDS, MASK, regularizer=EVERY, held=held).loss
+
+    free = term([])
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [2, 3])
+    torch.testing.assert_close(term(None), term([2, 3]))
+    assert not torch.isclose(term(None), free)
+
+
+class _Fused(torch.autograd.Function):
+    """The identity, by a kernel without second derivatives."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+@pytest.mark.parametrize("what", ["outputs", "kernel"])
+def test_another_kernel_or_output_map_is_tried_out_anew(what: str, model: Any) -> None:
+    """The first may be differentiated twice; the second may not."""
+    embedding_penalty(model, IDS, MASK, regularizer=EVERY)
+
+    def fused(embedded: Tensor, rows: Tensor) -> Tensor:
+        logits = model(inputs_embeds=embedded, attention_mask=MASK[rows]).logits
+        found: Tensor = _Fused.apply(logits[:, -1])
+        return found
+
+    if what == "kernel":
+        model.set_attn_implementation("sdpa")
+    try:
+        outputs = fused if what == "outputs" else None
+        term = embedding_penalty(model, IDS, MASK, regularizer=EVERY, outputs=outputs)
+    finally:
+        model.set_attn_implementation("eager")
+    assert term.loss > 0
 
 
 def test_adapters_alone_are_trained(model: Any) -> None:
