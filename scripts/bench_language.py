@@ -73,7 +73,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each, in turns")
     parser.add_argument("--hidden-size", type=int, default=32)
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     say(f"{machine(1)}, load {load()}")

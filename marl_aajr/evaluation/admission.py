@@ -19,7 +19,8 @@ from marl_aajr.core.flat_observations import FlatBox, check_mask_is_named
 from marl_aajr.core.policy import differentiable
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.core.threat import SetNorm
-from marl_aajr.core.token_network import TokenNetwork
+from marl_aajr.core.token_network import TokenNetwork, check_radius
+from marl_aajr.core.word_budget import WordBudget
 from marl_aajr.evaluation.attack_entries import AttackEntry
 from marl_aajr.evaluation.attack_schedule import has_preferences
 from marl_aajr.evaluation.budget import Budget
@@ -250,6 +251,8 @@ def check_attack(
             instead = "say by the mask of the attack's perturbations which features it may touch"
             check_mask_is_named(flat.structure, acts, instead=instead, agent=agent)
         attack.objective_for(victim.distribution(agent))
+        if policy.block is not None and not isinstance(own.perturbations, WordBudget):
+            check_radius(policy.embeddings, own.perturbations.epsilon)
         inside = at_network(own.perturbations, space, None, units="network").fitting(policy.block)
         inside.project(torch.zeros_like(inputs), inputs)
         if attack.ready:

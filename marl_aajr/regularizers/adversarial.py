@@ -6,7 +6,7 @@ One set of names, defaults and checks for all, so that a comparison differs in t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, ClassVar, Literal, Self
@@ -28,8 +28,11 @@ from marl_aajr.core.checks import (
     whole,
 )
 from marl_aajr.core.distributions import ActionDistribution
+from marl_aajr.core.jacobian import BACKENDS, Backend
 from marl_aajr.core.objectives import EVERYTHING, Need, Objective
+from marl_aajr.core.policy import Policy
 from marl_aajr.core.threat import Norm, PerturbationSet
+from marl_aajr.core.token_network import check_radius
 from marl_aajr.regularizers.regularizer import Regularizer
 from marl_aajr.regularizers.sample import Context, Sample
 
@@ -134,6 +137,11 @@ class Perturbing(ObservationRegularizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         replace(self.perturbations(0), epsilon=minimum(self.epsilon))
+
+    def fitted(self, policy: Policy, obs: Tensor, *, backends: Sequence[Backend] = BACKENDS) -> Self:
+        if policy.block is not None:
+            check_radius(policy.embeddings, maximum(self.epsilon))
+        return super().fitted(policy, obs, backends=backends)
 
     def perturbations(self, timestep: float) -> PerturbationSet:
         """Δ at an environment step."""

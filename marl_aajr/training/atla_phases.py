@@ -92,9 +92,16 @@ def phases_of(atla: ATLA | None, team: PolicyMapping) -> ATLAPhases | None:
 
     Raises:
         ValueError: unknown agents, observations that cannot be perturbed, or a mask, scale or bounds that do
-            not fit them.
+            not fit them; agents that read words.
     """
-    return None if atla is None else ATLAPhases(atla, team, _adversaries_of(team, atla))
+    if atla is None:
+        return None
+    if readers := [agent for agent in team.module_of if team.words(agent) is not None]:
+        raise ValueError(
+            f"expected agents that see numbers for method {ATLA.name}, got {readers[0]!r}, who reads words; "
+            "use rollouts under attack with norm words, or another method"
+        )
+    return ATLAPhases(atla, team, _adversaries_of(team, atla))
 
 
 class PhaseOfRecreated:

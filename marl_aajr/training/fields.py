@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -183,6 +183,14 @@ def _near(given: Any, known: list[str]) -> str:
     """The question whether a near name was meant; empty where none is near."""
     close = difflib.get_close_matches(given, known, n=1) if isinstance(given, str) else []
     return f"did you mean {close[0]}?" if close else ""
+
+
+def check_untouched(section: BaseModel, names: Iterable[str], *, of: str, beside: str) -> None:
+    """Raise `ValueError` where one of these settings, which say nothing here, is not at its default."""
+    for name in names:
+        value, default = getattr(section, name), type(section).model_fields[name].default
+        if value != default:
+            raise ValueError(f"expected {of}.{name} {default} with {beside}, got {value}; change one of them")
 
 
 def differences(old: BaseModel, new: BaseModel) -> list[str]:

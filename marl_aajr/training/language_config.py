@@ -19,9 +19,9 @@ class LanguageConfig(Section):
         hidden_size: width of embeddings and layers.
         layers: number of layers.
         heads: number of attention heads, a divisor of `hidden_size`.
-        folder: folder of a model and its tokenizer (`save_pretrained`), whose weights are trained on; the
-            settings above say nothing then. Nothing is downloaded, and a run that is resumed needs it no
-            more. None: a new model.
+        folder: folder of a model and its tokenizer (`save_pretrained`), whose weights are trained on, instead
+            of the settings above. Nothing is downloaded, and a run that is resumed needs it no more. None: a
+            new model.
         head: a layer for the actions, instead of the logits of the words that stand for them.
         critic: `own`: a small network on embeddings of its own; `shared`: one layer on what the model makes
             of the last word, whose errors then move the model unless `ppo.vf_loss_coeff` is small.

@@ -38,6 +38,11 @@ def check_regularizers(
         try:
             check_beside(regularizer, attacked.get(module))
             regularizer.check(from_space(mapping.action_spaces[agent]), offers=offers)
+            members = getattr(regularizer, "members", (regularizer,))
+            if config.model.language is not None and any(member.needs_layers for member in members):
+                raise ValueError(
+                    "expected a network of known layers, got a language model; use smooth_policy"
+                )
             if (leaves := regularizer.perturbed_leaves) is not None:
                 chosen_parts(mapping.observation_spaces[agent], leaves)
         except ValueError as error:

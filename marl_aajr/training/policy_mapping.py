@@ -27,6 +27,7 @@ from marl_aajr.rllib.networks import ORTHOGONAL_GAIN, FlatActorCritic, MAPPOModu
 from marl_aajr.rollout.centralized_critic import CentralView, with_state
 from marl_aajr.rollout.environments import resolve
 from marl_aajr.training.config import ModelConfig, RunConfig
+from marl_aajr.training.fields import check_untouched
 
 
 @dataclass(frozen=True)
@@ -187,16 +188,17 @@ def _language_spec(
     target_network: bool,
 ) -> RLModuleSpec:
     assert model.language is not None
-    for name, value, right in (
-        ("model.lstm", model.lstm, None),
-        ("model.critic", model.critic, "own"),
-        ("algorithm", "appo" if target_network else "ppo", "ppo"),
-    ):
-        if value != right:
-            raise ValueError(f"expected {name} {right} with model.language, got {value}; change one of them")
+    if target_network:
+        raise ValueError("expected algorithm ppo with model.language, got appo; change one of them")
+    others = [name for name in type(model).model_fields if name != "language"]
+    check_untouched(model, others, of="model", beside="model.language")
     settings = model.language.model_dump()
-    if settings["folder"] is not None:  # it has its own sizes
-        settings = {name: settings[name] for name in ("folder", "head", "critic")}
+    if settings["folder"] is not None:
+        sizes = ("architecture", "hidden_size", "layers", "heads")
+        check_untouched(
+            model.language, sizes, of="model.language", beside="a folder, whose model has its own"
+        )
+        settings = {name: value for name, value in settings.items() if name not in sizes}
     config = language_model_config(words, observation_space, action_space, **settings)
     spaces = {"observation_space": observation_space, "action_space": action_space}
     return RLModuleSpec(module_class=LanguageModule, model_config=config, **spaces)

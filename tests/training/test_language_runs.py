@@ -13,6 +13,7 @@ import torch
 from marl_aajr.evaluation import evaluate
 from marl_aajr.language import LanguageNetwork, model_config, read_model, word_tokenizer
 from marl_aajr.language.models import new_model, read_tokenizer
+from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib.language_module import send_first_weights
 from marl_aajr.rollout.text_observations import tokenized
 from marl_aajr.training.algorithm import build_config
@@ -95,6 +96,17 @@ def test_the_quick_suite_attacks_its_embeddings(run: Path) -> None:
     result = evaluate(run, suite="quick", episodes=4, epsilons=[0.5])
     assert {row.attack.name for row in result.attacks} >= {"pgd"}
     assert all(torch.tensor(row.returns).isfinite().all() for row in result.attacks)
+
+
+def test_sizes_in_other_units_are_refused(run: Path) -> None:
+    """Also where a regularizer meets its module in a learner of somebody else's."""
+    victim = Victim.load(RunDirectory(run).victim)
+    with pytest.raises(ValueError, match="units of the mean distance between neighbouring embeddings"):
+        evaluate(victim, suite="quick", episodes=2, epsilons=[300.0])
+    tokens = torch.randint(1, 9, (4, 17), generator=torch.Generator().manual_seed(0))
+    policy = victim.policy("ann", tokens=tokens)
+    with pytest.raises(ValueError, match="units of the mean distance between neighbouring embeddings"):
+        make_regularizer("aajr", epsilon=300.0).fitted(policy, policy.embed(tokens))
 
 
 def test_other_words_are_refused(run: Path) -> None:
@@ -219,6 +231,10 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
         ({"model": {"language": {"folder": "gpt2"}}}, "folder of a model with a config.json, got 'gpt2'"),
         ({"model": {"language": {"hidden_size": 9, "heads": 2}}}, "multiple of heads, got 9 for 2 heads"),
         ({"model": {"language": {}, "lstm": 8}}, "expected model.lstm None with model.language, got 8"),
+        ({"model": {"language": {}, "hidden": [8]}}, r"expected model.hidden \(64, 64\) with model.language"),
+        ({"model": {"language": {"folder": "here", "layers": 2}}}, "model.language.layers 1 with a folder"),
+        ({"method": {"name": "radial", "epsilon": 0.1}}, "radial, .* layers, got a language model"),
+        ({"method": {"name": "atla", "epsilon": 0.1}}, "for method atla, got 'ann', who reads words"),
         ({"method": {**AAJR, "objective": "value"}}, "critic"),
         ({"observation_filter": "mean_std"}, "floating-point observations for observation_filter"),
         (
