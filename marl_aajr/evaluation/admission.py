@@ -38,16 +38,6 @@ from marl_aajr.victims.portable import check_portable
 from marl_aajr.victims.victim_policy import VictimPolicy
 
 
-def named_agents(agents: Collection[str] | None, budget: Budget) -> Collection[str] | None:
-    """The agents under attack, if they were named in the budget or beside it; `ValueError`: in both."""
-    if agents is not None and budget.named is not None:
-        raise ValueError(
-            f"expected agents named once, got {', '.join(agents)} and agents={'+'.join(budget.named)} in the "
-            "budget; drop one"
-        )
-    return budget.named if agents is None else agents
-
-
 def check_budget(budget: Budget, victim: Victim, agents: Sequence[str]) -> None:
     """Raise `ValueError` unless these agents of the victim can be attacked within the budget."""
     budget.check(agents)

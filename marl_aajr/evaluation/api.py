@@ -10,8 +10,8 @@ from typing import Any
 from marl_aajr.attacks import Attack
 from marl_aajr.core.seeds import Purpose, one_torch_thread, stream
 from marl_aajr.evaluation import admission, sources
-from marl_aajr.evaluation.admission import named_agents
 from marl_aajr.evaluation.best_responses import response_checks
+from marl_aajr.evaluation.budget import named_agents
 from marl_aajr.evaluation.company import (
     Companion,
     Company,

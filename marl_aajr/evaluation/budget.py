@@ -11,7 +11,7 @@ Without a key there is no limit: all agents of the team, every step, the same ε
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, isfinite
@@ -180,6 +180,16 @@ def trials(agents: Sequence[str], k: int) -> int:
 
 def _integer(text: str) -> bool:
     return text.lstrip("-").isdigit()
+
+
+def named_agents(agents: Collection[str] | None, budget: Budget) -> Collection[str] | None:
+    """The agents under attack, if they were named in the budget or beside it; `ValueError`: in both."""
+    if agents is not None and budget.named is not None:
+        raise ValueError(
+            f"expected agents named once, got {', '.join(agents)} and agents={'+'.join(budget.named)} in the "
+            "budget; drop one"
+        )
+    return budget.named if agents is None else agents
 
 
 def _agents(text: str) -> int | tuple[str, ...]:
