@@ -20,7 +20,6 @@ from marl_aajr.core.policy import differentiable
 from marl_aajr.core.seeds import Purpose, derived_seed
 from marl_aajr.core.threat import SetNorm
 from marl_aajr.core.token_network import TokenNetwork, check_radius
-from marl_aajr.core.word_budget import WordBudget
 from marl_aajr.evaluation.attack_entries import AttackEntry
 from marl_aajr.evaluation.attack_schedule import has_preferences
 from marl_aajr.evaluation.budget import Budget
@@ -149,12 +148,14 @@ def admitted(
     Faults within a budget, and in episodes of so many steps at most; None: that is not known.
 
     Raises:
-        ValueError: an attack cannot be played that was asked for by itself, beside a suite or without one.
+        ValueError: an attack cannot be played that was asked for by itself, beside a suite or without one; ε
+            in other units than the distances between embedded words.
     """
     kept: list[Attack] = []
     skipped: dict[Attack, Skipped] = {}
     env, agents, name = judged.env, judged.members, judged.spec.name
     longest = longest_episode(env, judged.spec)
+    _check_units(attacks, judged.victim, agents)
     check_channels(suite.channels, env.channels, agents, env=name)
     for attack in chain.from_iterable(_on_each(attack, judged) for attack in attacks):
         try:
@@ -241,8 +242,6 @@ def check_attack(
             instead = "say by the mask of the attack's perturbations which features it may touch"
             check_mask_is_named(flat.structure, acts, instead=instead, agent=agent)
         attack.objective_for(victim.distribution(agent))
-        if policy.block is not None and not isinstance(own.perturbations, WordBudget):
-            check_radius(policy.embeddings, own.perturbations.epsilon)
         inside = at_network(own.perturbations, space, None, units="network").fitting(policy.block)
         inside.project(torch.zeros_like(inputs), inputs)
         if attack.ready:
@@ -252,6 +251,14 @@ def check_attack(
                 f"expected a policy with gradients for the attack {attack.name!r}, got one for {agent!r} "
                 "that torch cannot differentiate by its inputs; use square, noise-worst or transfer"
             )
+
+
+def _check_units(attacks: Sequence[Attack], victim: Victim, agents: Sequence[str]) -> None:
+    sizes = [attack.perturbations for attack in attacks if attack.sized]
+    largest = max((own.epsilon for own in sizes if own.norm != "words"), default=0.0)
+    for policy in (_probe(victim, agent)[0] for agent in agents):
+        if policy.block is not None:
+            check_radius(policy.embeddings, largest)
 
 
 def _probe(victim: Victim, agent: str) -> tuple[VictimPolicy, Tensor]:

@@ -36,6 +36,8 @@ def tiny(**changes: Any) -> RunConfig:
     for key, value in changes.items():
         if isinstance(TINY.get(key), dict) and key != "env":
             data[key] = {**TINY[key], **value}
+    if "language" in data["model"]:  # which has sizes of its own
+        data["model"] = changes["model"]
     return make_config(data)
 
 
