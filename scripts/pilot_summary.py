@@ -10,8 +10,8 @@ episodes), and the share of greedy decisions that the strongest PGD of size 0.1 
 and worse than PPO, by the interval of the difference (Welch's t, 95 %, not corrected for the number of
 comparisons). Where a game reports the share of agents who succeed, that in % stands for the return. Then how
 training ended; of crossplay, every opponent and what best responses leave (crossplay_tables.py); of minimax,
-its inner loop and the verdicts on its hypotheses (minimax_verdicts.py), and its tuning. A method appears once
-it has been evaluated with every seed.
+its inner loop and the verdicts on its hypotheses (minimax_verdicts.py), its tuning, and what was explored. A
+method appears once it has been evaluated with every seed.
 
 --collect STUDY ... first gathers the tables from studies/pilot, or from the studies of minimax:
 training.parquet with the curves of finished runs, and the results.parquet of minimax without single episodes.
@@ -61,6 +61,13 @@ _COLOURS = {
     "adversarial_training": "#c98a00",
     "off_policy_adversarial_training": "#c98a00",
 }
+_EXPLORED = {
+    "pogema_v0-ppo-measured": PLAIN,
+    "pogema_v0-fresh": "AAJR, fresh directions",
+    "pogema_v0-rollout": "AAJR, directions of play",
+    "pogema_v0-epoch": "AAJR, directions of each epoch",
+    "pogema_v0-entropy": "adversarial training, entropy bonus 0.05",
+}
 _DASHES = ("-", (0, (1.2, 1.2)), (0, (5, 1.5)), (0, (5, 1.5, 1.2, 1.5)))
 
 Rows = Sequence[Mapping[str, Any]]
@@ -99,6 +106,7 @@ def main() -> None:
         return
     for tuned in sorted(folder.glob("*_tuning.parquet")):
         show(tuned.stem.replace("_", " "), tuning_table(deciding(read(tuned))))
+    show("pogema, what was left open", table(explored(read(folder / "pogema_more.parquet"))))
     again = by_game(read(folder / AGAIN))
     for game, of_game in curves.items():
         decides = deciding(games.get(game, []))
@@ -122,6 +130,12 @@ def kinds(rows: Rows) -> list[str]:
 def deciding(rows: Rows) -> Rows:
     """The rows of the actions that a study decides by: greedy ones, if any were played."""
     return [row for row in rows if row["actions"] in kinds(rows)[:1]]
+
+
+def explored(rows: Rows) -> Rows:
+    """The rows of pogema_more.yaml, labelled as its methods are."""
+    known = [row for row in rows if row["epsilon"] is not None]  # others have no size
+    return [{**row, "label": _EXPLORED[row["run"].rpartition("-s")[0]]} for row in known]
 
 
 def of(rows: Rows, *, actions: str) -> Rows:
