@@ -20,7 +20,6 @@ STARTS_RAY = ("cli", "cluster", "rllib", "study", "training")
 """Folders whose tests start Ray, here or in processes of their own."""
 
 LONG = (
-    "cluster/test_losses.py",
     "cluster/test_nodes.py",
     "cluster/test_submit.py",
     "cluster/test_slurm.py",

@@ -20,8 +20,8 @@ from tests.conftest import QUOTED_PYTHON, start_ray
 SOON = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
 """A node that does not answer is given up after seconds; Ray waits longer."""
 
-NO_LOGS = {"include_log_monitor": False}
-"""A process less for each node; nobody reads what it would pass on."""
+FEW_PROCESSES = {"include_log_monitor": False, "no_monitor": True}
+"""Two less for the head: nobody reads what the one would pass on, and the other has nothing to scale."""
 
 
 @pytest.fixture(scope="package")
@@ -52,7 +52,7 @@ def nodes_with_one_processor(count: int, **head: Any) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
         # A port of its own for the head's agent, which takes jobs: the package's cluster may be up as well.
-        head |= {"num_cpus": 0, "_system_config": SOON, "dashboard_agent_listen_port": None}
+        head |= {"num_cpus": 0, "_system_config": SOON, "dashboard_agent_listen_port": None, **FEW_PROCESSES}
         nodes = Cluster(initialize_head=True, head_node_args=head)
         try:
             for i in range(count):

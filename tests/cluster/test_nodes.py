@@ -1,11 +1,15 @@
-"""Runs on several nodes: what is refused before it starts, and what every node knows."""
+"""Runs on several nodes: what is refused before it starts, what every node knows, and what is lost.
+
+All tests share one cluster, as building one takes seconds: a test replaces the nodes that it takes away.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -18,11 +22,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from marl_aajr import register
 from marl_aajr.rllib.internals.algorithms import registered_creator
+from marl_aajr.study.driver import prepare
 from marl_aajr.training.cluster import check_room, ray_for
 from marl_aajr.training.resources import Resources
+from marl_aajr.training.run_directory import RunDirectory, disturbed
+from marl_aajr.training.trainer import train
 from tests.cluster.conftest import add_odd_node, connect
 from tests.forked import ROOT, Forked
 from tests.patience import PATIENCE
+from tests.study.files import TINY, do, write_study
+from tests.training.runs import numbers, tiny
+
+LOST, BACK = "env_runners_lost", "env_runners_restarted"
 
 
 def test_a_process_that_no_node_has_room_for_is_refused_although_all_of_them_have(cluster: Cluster) -> None:
@@ -129,3 +140,112 @@ def test_environments_are_known_on_the_nodes_after_a_second_connection(cluster: 
     ray.shutdown()
     connect(cluster)
     assert ray.get(known.remote(register("simple_spread_v3")), timeout=PATIENCE) is not None
+
+
+def test_a_run_goes_on_without_a_runner_and_without_a_node_until_there_are_others_that_fit(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """An env runner dies in the middle of sampling, then a node with one, and another node comes.
+
+    What was done before stays as it was; the numbers that follow are marked as disturbed. At last a node with
+    another torch takes the place of one that is lost, and the run ends.
+    """
+    now = tmp_path / "now"
+    env = {"name": "tests.faulty:faulty", "kwargs": {"when": str(now), "how": "dies"}}
+    resources = {"env_runners": 2, "envs_per_runner": 2}
+    run = RunDirectory(tmp_path / "run")
+    undisturbed: list[dict[str, Any]] = []
+    taken: list[int] = []
+    odd: list[Any] = []
+    deadline = time.monotonic() + PATIENCE
+
+    def events() -> list[str]:
+        return [event["event"] for event in run.events()]
+
+    def take_a_node(iteration: int) -> None:
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
+        taken.append(iteration)
+
+    def next_fault(record: dict[str, Any]) -> None:
+        if record["iteration"] == 2:
+            undisturbed.extend(numbers(run.path))
+            now.touch()
+        elif events() == [LOST, BACK] and not taken:
+            take_a_node(record["iteration"])
+        elif events() == [LOST, BACK, LOST] and len(cluster.worker_nodes) == 1:
+            cluster.add_node(num_cpus=1)
+        elif events() == [LOST, BACK] * 2 and not odd:
+            take_a_node(record["iteration"])
+            odd.append(add_odd_node(cluster, tmp_path))
+
+    try:
+        with pytest.raises(ValueError, match=r"node [\w.-]+ \(\w{8}\) has torch 1\.0, not \d+\.\d+"):
+            train(
+                tiny(env=env, env_steps=1_000_000, resources=resources),
+                run.path,
+                on_iteration=next_fault,
+                should_stop=lambda: time.monotonic() > deadline,
+            )
+    finally:
+        for node in odd:
+            cluster.remove_node(node)
+            cluster.add_node(num_cpus=1)
+    assert not now.exists()
+    assert events() == [LOST, BACK] * 3
+    first, back, second, _, third, _ = (event["iteration"] for event in run.events())
+    assert 2 < first <= back <= taken[0] < second <= taken[1] < third
+    assert disturbed(run.events())
+    assert numbers(run.path)[:2] == undisturbed
+
+
+def once(due: Callable[[], bool], act: Callable[[], None]) -> Callable[[], bool]:
+    """Asked as `should_stop`: acts when it is due, and stops where that does not come to an end."""
+    done: list[float] = []
+    deadline = time.monotonic() + PATIENCE
+
+    def ask() -> bool:
+        if not done and due():
+            done.append(time.monotonic())
+            act()
+        return time.monotonic() > deadline
+
+    return ask
+
+
+def exchange_node_of(process: str, cluster: Cluster) -> None:
+    """Take away the node that a process is on, by a part of its actor's class name, and bring another."""
+    actors = [a for a in ray._private.state.actors().values() if process in a["ActorClassName"]]
+    places = [actor["Address"]["NodeID"] for actor in actors if actor["State"] == "ALIVE"]
+    (node,) = (node for node in cluster.worker_nodes if node.node_id in places)
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=1)
+
+
+def test_a_run_over_two_nodes_that_loses_one_goes_on_to_the_numbers_of_one_that_is_alone(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study's, which hangs in its third iteration; then the node of its main process is exchanged.
+
+    Its env runner and its learner are on the other.
+    """
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    now = tmp_path / "now"
+    now.touch()
+    kwargs = {"when": str(now), "how": "hangs", "after": 250}
+    halves = {"env_runners": 1, "cpus_per_env_runner": 0.5, "learners": 1, "cpus_per_learner": 0.5}
+    changes: dict[str, Any] = {
+        "environments": [{"name": "tests.faulty:faulty", "kwargs": kwargs}],
+        "run": {**TINY["run"], "resources": {"envs_per_runner": 4, **halves}},
+        "evaluation": {"suite": None},
+    }
+    plan = prepare(write_study(tmp_path, address="auto", **changes), out=tmp_path / "out")
+    grid = do(
+        plan, should_stop=once(lambda: not now.exists(), lambda: exchange_node_of("ImplicitFunc", cluster))
+    )
+    (progress,) = grid.nodes.values()
+    assert (progress.state, progress.restarts) == ("finished", 1)
+    run = plan.folder.run(plan.runs[0].name)
+    (resumed,) = run.events()
+    assert (resumed["event"], resumed["iteration"], resumed["after"]) == ("resumed", 2, "running")
+    straight = train(plan.runs[0].config, tmp_path / "straight")
+    assert numbers(straight) == numbers(run.path)
