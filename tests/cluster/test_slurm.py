@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from marl_aajr.training.run_directory import RunDirectory
 from tests.patience import PATIENCE
+from tests.study.files import write_study
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "cluster" / "slurm.sh"
 
@@ -66,17 +66,11 @@ def submit(job: dict[str, str], *words: str | Path) -> subprocess.CompletedProce
     )
 
 
-def test_a_job_trains_on_all_of_its_nodes(job: dict[str, str], tmp_path: Path) -> None:
-    run = RunDirectory(tmp_path / "run")
-    settings = ("env_steps=200", "ppo.train_batch_size=100", "ppo.minibatch_size=50", "model.hidden=[8]")
-    changes = [word for setting in settings for word in ("--set", setting)]
-    done = submit(
-        job,
-        *("train", "--env", "simple_spread_v3", "--env-runners", "2", "--out", run.path),
-        *("--set", "resources.envs_per_runner=2", *changes),
-    )
+def test_a_job_has_all_of_its_nodes(job: dict[str, str], tmp_path: Path) -> None:
+    """The command runs a process on each of them, to compare versions, and counts their processors."""
+    done = submit(job, "study", write_study(tmp_path), "--out", tmp_path / "out", "--dry-run")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (run.status().state, run.status().env_steps) == ("finished", 200)
+    assert " on 2 CPUs, " in " ".join(done.stdout.split())
     head, node = sorted((tmp_path / "asked").read_text().splitlines(), key=lambda line: "--head" not in line)
     assert "--nodelist=127.0.0.1 " in head
     assert "--nodelist=localhost " in node
