@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from marl_aajr.study.driver import prepare
-from tests.study.files import do, write_study
+from tests.study.files import TINY, do, write_study
 
 
 @pytest.mark.slow
@@ -35,8 +35,9 @@ def test_each_node_is_a_run_elsewhere_which_fails_where_the_node_does(
             "kwargs": {"when": str(tmp_path), "how": "raises"},
         },
     ]
+    run = {**TINY["run"], "env_steps": 200}
     changes: dict[str, Any] = {"environments": environments, "evaluation": {"suite": None}, "retries": 0}
-    plan = prepare(write_study(tmp_path, log=["mlflow", "wandb"], **changes), out=tmp_path / "out")
+    plan = prepare(write_study(tmp_path, log=["mlflow", "wandb"], run=run, **changes), out=tmp_path / "out")
     file.unlink()
     do(plan)
 
@@ -45,12 +46,12 @@ def test_each_node_is_a_run_elsewhere_which_fails_where_the_node_does(
     runs = {run.data.tags["trial_name"]: run for run in found}
     states = {name.partition("-")[0]: run.info.status for name, run in runs.items()}
     assert states == {"sound": "FINISHED", "gone": "FAILED", "crashing": "FAILED"}
-    run = runs["sound-none-s0"]
-    steps = [each.value for each in client.get_metric_history(run.info.run_id, "env_steps")]
+    sound = runs["sound-none-s0"]
+    steps = [each.value for each in client.get_metric_history(sound.info.run_id, "env_steps")]
     last = plan.folder.run("sound-none-s0").metrics()[-1]
-    assert steps[-1] == last["env_steps"] == 400
-    assert run.data.metrics["return_mean"] == pytest.approx(last["return_mean"])
-    assert run.data.params["run/ppo/train_batch_size"] == "100"
+    assert steps[-1] == last["env_steps"] == 200
+    assert sound.data.metrics["return_mean"] == pytest.approx(last["return_mean"])
+    assert sound.data.params["run/ppo/train_batch_size"] == "100"
 
     codes: dict[str, int] = {}
     for log in plan.folder.tune.glob("*/*/wandb/offline-run-*/run-*.wandb"):

@@ -180,9 +180,8 @@ def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(done: Done, 
     now = tmp_path / "now"
     file = write_study(
         tmp_path,
-        environments=[sound(tmp_path), faulty("crashing", now, "hangs")],
+        environments=[faulty("crashing", now, "hangs")],
         methods=METHODS,
-        max_concurrent=1,
         evaluation={"suite": None},
     )
     words = [*CLI, "study", str(file), "--out", str(tmp_path / "out"), "--log-json"]
@@ -202,13 +201,10 @@ def test_a_study_whose_driver_is_killed_goes_on_to_the_same_numbers(done: Done, 
     assert (run.status().state, run.iterations()) == ("running", [2])
     plan = prepare(file, out=tmp_path / "out")
     again = Done(plan, do(plan))
-    assert again.grid.count("finished") == 2
-    starts = [event.get("node") for event in plan.folder.events() if event["event"] == "started"]
-    assert starts.count("sound-aajr-s0") == 1
+    assert again.grid.count("finished") == 1
     (resumed,) = run.events()
     assert (resumed["event"], resumed["iteration"], resumed["after"]) == ("resumed", 2, "running")
-    for name in ("sound-aajr-s0", "crashing-aajr-s0"):
-        assert again.numbers(name) == done.numbers(name)
+    assert again.numbers("crashing-aajr-s0") == done.numbers("crashing-aajr-s0")
 
 
 def wait_until(it_is: Callable[[], bool]) -> None:

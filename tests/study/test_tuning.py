@@ -14,7 +14,7 @@ from marl_aajr.study.folder import StudyFolder
 from marl_aajr.study.progress import StudyPlan
 from marl_aajr.study.tuning import budgets
 from marl_aajr.training.files import write_json
-from tests.study.files import TINY, do, write_study
+from tests.study.files import TINY, do, do_here, write_study
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -37,7 +37,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> StudyPlan:
     do(plan, should_stop=once_scored)
     assert not list(plan.folder.tuning.glob("*/decisions.json"))
     again = prepare(file, out=folder / "out")
-    do(again)
+    do_here(again)
     return again
 
 
