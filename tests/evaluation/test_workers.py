@@ -86,8 +86,7 @@ def test_attacks_of_several_rows_are_computed_at_once(here: Evaluation) -> None:
 
 
 @pytest.mark.usefixtures("ray_session", "unhurried")
-@pytest.mark.parametrize("count", [2, None])
-def test_ray_workers_play_to_the_same_numbers(here: Evaluation, count: int | None) -> None:
+def test_ray_workers_play_to_the_same_numbers(here: Evaluation) -> None:
     """Rows do not know of each other, so it does not matter who plays them, or who finds the worst agent."""
     import ray
 
@@ -95,9 +94,7 @@ def test_ray_workers_play_to_the_same_numbers(here: Evaluation, count: int | Non
     while ray.available_resources().get("CPU", 0) < 2:
         time.sleep(0.1)  # somebody else's actors are on their way out
     with patch.object(workers, "_serve", side_effect=workers._serve) as helped:
-        there = evaluate(
-            team(SPREAD), SPREAD, workers=count, on_progress=lambda p: told.append(p.done), **ASKED
-        )
+        there = evaluate(team(SPREAD), SPREAD, on_progress=lambda p: told.append(p.done), **ASKED)
     helped.assert_called()
     assert there == here
     each = 7 * 6 + (2 * 6 + 1) * 4

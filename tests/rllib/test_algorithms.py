@@ -114,7 +114,7 @@ def test_the_penalty_is_active_in_every_algorithm_and_the_rollouts_are_attacked(
             (sizes,) = algorithm.env_runner_group.foreach_env_runner(moved_in_play, local_env_runner=False)
             assert len(sizes) > 0
             np.testing.assert_allclose(sizes, rollouts.epsilon, rtol=1e-3)
-        if isinstance(algorithm, IMPALA):
+        if type(algorithm) is IMPALA:  # APPO, which is one too, learns in the same thread.
             # Errors in the learner's thread are raised where they can be seen. A runner that got weights of
             # NaN would fail first, and RLlib would wait for its samples.
             vars(algorithm.config)["broadcast_interval"] = 1_000_000

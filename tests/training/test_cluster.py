@@ -67,7 +67,7 @@ for address in (None, sys.argv[1]):
         own = ray.remote(runtime_env={"env_vars": {"OWN": "1"}})
         assert ray.get(own(lambda: 7).remote(), timeout=60) == 7
     assert not ray.is_initialized()
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 with ray_for(Resources()):
     pass
 try:

@@ -98,6 +98,7 @@ def test_a_killed_process_is_resumed_from_its_last_checkpoint_and_trains_an_iter
     assert resumed["versions"] == {"ray": ray.__version__}
 
 
+@pytest.mark.parametrize("config", ["fast"], indirect=True)
 def test_another_seed_is_another_run(config: RunConfig, straight: Path, tmp_path: Path) -> None:
     other = train(config.model_copy(update={"seed": 4, "env_steps": 100}), tmp_path / "run")
     assert numbers(other)[0]["return_mean"] != numbers(straight)[0]["return_mean"]
