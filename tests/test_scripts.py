@@ -20,6 +20,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 
+Installed = tuple[Path, "subprocess.CompletedProcess[str]"]
+
 # A PEP 517 back end that needs nothing from an index: the "package" is three stand-ins for the tools.
 BACKEND = """
 import os, sys, time, zipfile
@@ -55,7 +57,21 @@ def build_editable(folder, config_settings=None, metadata_directory=None):
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    root = tmp_path / "a project"
+    return project_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    """A project, and what its first set-up said; each test goes on from where the one before it ended.
+
+    Making an environment takes most of the time of these tests.
+    """
+    root = project_in(tmp_path_factory.mktemp("installed"))
+    return root, run(root / "scripts" / "setup-venv")
+
+
+def project_in(folder: Path) -> Path:
+    root = folder / "a project"
     shutil.copytree(ROOT / "scripts", root / "scripts")
     shutil.copytree(ROOT / ".ci", root / ".ci")
     (root / "setup.cfg").write_text("")
@@ -97,9 +113,14 @@ def executable(path: Path, text: str) -> Path:
     return path
 
 
-def test_set_up_installs_once_and_again_only_when_something_changed(project: Path) -> None:
+def pin(project: Path, version: str) -> None:
+    """Change what an environment is made for, so that the next set-up installs again."""
+    (project / "constraints.txt").write_text(f"numpy=={version}\n")
+
+
+def test_set_up_installs_once_and_again_only_when_something_changed(installed: Installed) -> None:
+    project, first = installed
     setup = project / "scripts" / "setup-venv"
-    first = run(setup)
     assert first.returncode == 0, first.stderr
     assert first.stdout == f"{project}/.venv\n"
     assert "Installing" in first.stderr
@@ -111,19 +132,38 @@ def test_set_up_installs_once_and_again_only_when_something_changed(project: Pat
     assert run(setup, "test").stderr == run(setup).stderr == ""  # the tests' environment serves the demo too
     assert builds(project) == 2
 
-    (project / "constraints.txt").write_text("numpy==2.4.6\n")
+    pin(project, "2.4.6")
     assert run(setup).returncode == 0
     assert builds(project) == 3
     assert run(setup, "test").stderr == ""  # and what the tests need was not taken away
 
 
-def test_an_installation_that_was_killed_is_repaired(project: Path) -> None:
-    setup = project / "scripts" / "setup-venv"
+def test_checks_all_run_and_the_exit_code_tells(installed: Installed) -> None:
+    test = installed[0] / "scripts" / "test"
+    good = run(test, "-k", "some name")
+    assert good.returncode == 0, good.stderr
+    lines = [line for line in good.stdout.splitlines() if not line.startswith("==")]
+    in_parallel = "--dist loadfile --no-loadscope-reorder"
+    pytest_ran = f"pytest --numprocesses 3 {in_parallel} -k some name"
+    assert lines == [pytest_ran, "ruff check", "ruff format --check", "mypy"]
+    fast = run(test, "--fast", "tests/core").stdout.splitlines()[1]
+    assert fast == f"pytest --numprocesses 2 {in_parallel} -m not ray and not slow tests/core"
+    assert run(test, pytest_CODE="3").returncode == 3
+    bad = run(test, mypy_CODE="1")
+    assert bad.returncode == 1
+    assert "pytest" in bad.stdout
+    assert bad.stdout.endswith("Also failed: mypy\n")
+
+
+def test_an_installation_that_was_killed_is_repaired(installed: Installed) -> None:
+    project, _ = installed
+    setup, before = project / "scripts" / "setup-venv", builds(project)
+    pin(project, "2.4.5")
     process = subprocess.Popen(
         [str(setup)], env=environment(SLOW="30"), stderr=subprocess.PIPE, start_new_session=True
     )
     deadline = time.monotonic() + PATIENCE
-    while not builds(project) and time.monotonic() < deadline:
+    while builds(project) == before and time.monotonic() < deadline:
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
@@ -143,8 +183,10 @@ def test_an_installation_that_was_killed_is_repaired(project: Path) -> None:
     ],
 )
 def test_a_failed_installation_is_explained_in_one_line(
-    project: Path, fault: dict[str, str], says: str
+    installed: Installed, fault: dict[str, str], says: str
 ) -> None:
+    project, _ = installed
+    pin(project, "2.4.4")
     failed = run(project / "scripts" / "setup-venv", **fault)
     assert failed.returncode == 2
     assert failed.stdout == ""
@@ -188,23 +230,6 @@ def test_a_folder_that_is_no_environment_is_left_alone(project: Path, tmp_path: 
     assert refused.returncode == 2
     assert "neither a virtual environment nor empty" in refused.stderr
     assert thesis.read_text() == "mine"
-
-
-def test_checks_all_run_and_the_exit_code_tells(project: Path) -> None:
-    test = project / "scripts" / "test"
-    good = run(test, "-k", "some name")
-    assert good.returncode == 0, good.stderr
-    lines = [line for line in good.stdout.splitlines() if not line.startswith("==")]
-    in_parallel = "--dist loadfile --no-loadscope-reorder"
-    pytest_ran = f"pytest --numprocesses 3 {in_parallel} -k some name"
-    assert lines == [pytest_ran, "ruff check", "ruff format --check", "mypy"]
-    fast = run(test, "--fast", "tests/core").stdout.splitlines()[1]
-    assert fast == f"pytest --numprocesses 2 {in_parallel} -m not ray and not slow tests/core"
-    assert run(test, pytest_CODE="3").returncode == 3
-    bad = run(test, mypy_CODE="1")
-    assert bad.returncode == 1
-    assert "pytest" in bad.stdout
-    assert bad.stdout.endswith("Also failed: mypy\n")
 
 
 def test_ci_uses_a_fresh_environment_and_passes_the_verdict_on(project: Path, tmp_path: Path) -> None:
