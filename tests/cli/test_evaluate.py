@@ -87,6 +87,7 @@ def test_threats_without_a_size(capsys: pytest.CaptureFixture[str], run: Path) -
         *(("size", "value"), ("size", "value")),
     ]
     assert [row["attack"]["epsilon"] for row in rows["attacks"]] == [0.05, 0.1, 0.2]
+    assert all(row["low"] <= row["mean"] <= row["high"] for row in rows["attacks"])
     (rows,) = as_json(capsys, run, "--attack dropout --episodes 3")["results"]
     assert (len(rows["threats"]), rows["attacks"]) == (2, [])
 
