@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import torch
 from torch import Tensor
 
 from marl_aajr.adversaries import training as adversary_training
+from marl_aajr.adversaries.kinds import DEFAULTS, OBSERVERS
 from marl_aajr.adversaries.learned import LEARNED, LearnedAttack, loaded
 from marl_aajr.adversaries.observation_game import GAME, ObservationGame, ObservationThreat
 from marl_aajr.adversaries.request import AdversaryRequest
@@ -26,6 +30,7 @@ from marl_aajr.adversaries.store import (
     search_folder,
 )
 from marl_aajr.adversaries.training import find_or_train, train_adversary
+from marl_aajr.adversaries.warm_start import warm_start
 from marl_aajr.attacks import make_attack
 from marl_aajr.evaluation import evaluate
 from marl_aajr.evaluation.outcomes import AttackSpec
@@ -114,6 +119,17 @@ def test_it_attacks_nobody_else_than_it_was_trained_against(tmp_path: Path) -> N
         make_attack("sa-rl", epsilon=0.1).against(victim, "agent_0")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _short() -> Iterator[None]:
+    """Iterations of 160 steps, one of each copy, instead of 4,000, and a tenth of the warm start."""
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in OBSERVERS:
+            ppo = {**DEFAULTS[kind].ppo, "train_batch_size": 160, "minibatch_size": 80}
+            patch.setitem(DEFAULTS, kind, replace(DEFAULTS[kind], ppo=ppo))
+        patch.setattr(adversary_training, "warm_start", partial(warm_start, updates=100))
+        yield
+
+
 @pytest.fixture(scope="module")
 def victims(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     env = {"name": SPREAD.name, "kwargs": dict(SPREAD.kwargs)}
@@ -122,7 +138,7 @@ def victims(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def straight(victims: Path) -> Path:
-    return train_adversary(victims, kind="pa-ad", epsilon=0.2, env_steps=16_000, search=2, seed=3)
+    return train_adversary(victims, kind="pa-ad", epsilon=0.2, env_steps=800, search=2, seed=3)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -153,7 +169,7 @@ class TestTraining:
     def test_everything_is_recorded_in_its_folder(self, victims: Path, straight: Path) -> None:
         assert straight == victims / "adversaries" / "pa-ad-eps0.2-s3"
         record = json.loads((straight / RECORD).read_text())
-        assert (record["kind"], record["epsilon"], record["env_steps"]) == ("pa-ad", 0.2, 16_000)
+        assert (record["kind"], record["epsilon"], record["env_steps"]) == ("pa-ad", 0.2, 800)
         assert len(record["tried"]) == 2
         assert set(record["selection"]) == {"clean", "pgd", "warm_start", "trained"}
         assert record["selection"]["pgd"] != record["selection"]["clean"]
@@ -175,7 +191,7 @@ class TestTraining:
         self, victims: Path, straight: Path, tmp_path: Path
     ) -> None:
         out = tmp_path / "stopped"
-        asked: dict[str, Any] = {"kind": "pa-ad", "epsilon": 0.2, "env_steps": 16_000, "search": 2, "seed": 3}
+        asked: dict[str, Any] = {"kind": "pa-ad", "epsilon": 0.2, "env_steps": 800, "search": 2, "seed": 3}
         train_adversary(victims, **asked, out=out, should_stop=lambda: True)
         assert not (out / RECORD).exists()
         with pytest.raises(ValueError, match="whose training was stopped; resume it"):
@@ -206,13 +222,13 @@ class TestTraining:
     def test_an_evaluation_uses_it_again(self, victims: Path, straight: Path, tmp_path: Path) -> None:
         """For what asks for as much training and search or less; the results say what it had."""
         attack = make_attack("pa-ad", epsilon=0.2, adversary=str(straight))
-        less = make_attack("pa-ad", epsilon=0.2, env_steps=12_000, search=1)
+        less = make_attack("pa-ad", epsilon=0.2, env_steps=600, search=1)
         before = sorted((victims / "adversaries").iterdir())
         attacks = [(less, 0.2), ("pgd-strong", 0.2)]
         result = evaluate(victims, attacks=attacks, episodes=4, out=tmp_path / "result.json")
         assert sorted((victims / "adversaries").iterdir()) == before
         settings = result.attacks[0].attack.settings
-        assert (settings["env_steps"], settings["search"]) == (16000, 2)
+        assert (settings["env_steps"], settings["search"]) == (800, 2)
         again = evaluate(victims / "victim", out=tmp_path / "again.json", attacks=[(attack, 0.2)], episodes=4)
         assert result.attacks[0].returns == again.attacks[0].returns
         with pytest.raises(ValueError, match=r"expected the size that .* was trained for"):
@@ -264,7 +280,7 @@ class TestTraining:
 
     def test_other_victims_get_an_adversary_of_their_own(self, tmp_path: Path) -> None:
         other = team(SPREAD, network(5, 12, seed=6))
-        request = AdversaryRequest(kind="sa-rl", epsilon=0.2, env_steps=4000, search=1, warm_start=False)
+        request = AdversaryRequest(kind="sa-rl", epsilon=0.2, env_steps=200, search=1, warm_start=False)
         found = find_or_train(other, request, home=tmp_path)
         assert found.is_relative_to(tmp_path)
         assert loaded(found)._digest == fingerprint(other)
