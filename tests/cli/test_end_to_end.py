@@ -1,4 +1,7 @@
-"""Train, stop, resume, attack, compare: real Ray, real environment, the commands a person types."""
+"""Train, stop, resume: real Ray, real environment, the commands a person types.
+
+Those that attack and compare such runs are the README's, which test_readme.py runs.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ TINY = (
     *("--envs-per-runner", "4", "--set", "ppo.train_batch_size=200", "--set", "ppo.minibatch_size=150"),
 )
 AAJR = (*TINY, "--method", "aajr", "--inner-steps", "2", "--epsilon", "0.2", "--ramp", "none")
+
+SHORT = ("--env-steps", "200")
 
 
 class Runs:
@@ -61,9 +66,9 @@ def finished(process: Forked) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def runs(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """A plain and a robust run, trained side by side; the second on a Ray that is up."""
+    """A plain run and a longer, robust one, trained side by side; the second on a Ray that is up."""
     made = Runs(tmp_path_factory.mktemp("end to end"))
-    both = made.start("train", *TINY, "--out", made.plain), made.start("train", *AAJR, **joining())
+    both = made.start("train", *TINY, *SHORT, "--out", made.plain), made.start("train", *AAJR, **joining())
     plain, robust = (finished(process) for process in both)
     assert plain.returncode == 0, plain.stderr
     assert plain.stderr.splitlines()[-1] == f"  marl-aajr evaluate '{made.plain}'"
@@ -86,32 +91,6 @@ def stopped(runs: Runs) -> str:
             process.send_signal(signal.SIGINT)
     assert process.wait(timeout=PATIENCE) == 130, said
     return "".join(said)
-
-
-@pytest.fixture(scope="module")
-def evaluated(runs: Runs) -> dict[str, Any]:
-    """What `evaluate --json` of the robust run printed; the plain run is evaluated as well."""
-    arguments = (
-        "--episodes",
-        "6",
-        "--epsilon",
-        "0.1",
-        "--epsilon",
-        "0.3",
-        "--attack",
-        "noise",
-        "--attack",
-        "pgd",
-    )
-    both = (
-        runs.start("evaluate", runs.plain, *arguments),
-        runs.start("evaluate", runs.robust, *arguments, "--json"),
-    )
-    plain, robust = (finished(process) for process in both)
-    assert plain.returncode == 0, plain.stderr
-    assert [row for row in plain.stdout.splitlines() if "pgd" in row]
-    assert robust.returncode == 0, robust.stderr
-    return dict(json.loads(robust.stdout))
 
 
 def test_progress_goes_to_stderr_a_line_for_each_iteration(runs: Runs, stopped: str) -> None:
@@ -151,28 +130,6 @@ def test_an_interrupted_run_goes_on_to_the_numbers_of_one_that_never_stopped(
     assert resumed.returncode == 0, resumed.stderr
     assert runs.status(runs.stopped)["state"] == "finished"
     assert runs.metrics(runs.stopped) == runs.metrics(runs.robust)
-
-
-def test_json_is_one_object_with_intervals(evaluated: dict[str, Any]) -> None:
-    (greedy,) = evaluated["results"]
-    assert isinstance(greedy["clean"]["mean"], float)
-    assert [(row["attack"]["name"], row["attack"]["epsilon"]) for row in greedy["attacks"]] == [
-        ("noise", 0.1),
-        ("noise", 0.3),
-        ("pgd", 0.1),
-        ("pgd", 0.3),
-    ]
-    assert all(row["low"] <= row["mean"] <= row["high"] for row in greedy["attacks"])
-
-
-def test_comparison_is_printed_and_written_on_one_page(runs: Runs, evaluated: dict[str, Any]) -> None:
-    compared = runs.cli("compare", runs.plain, runs.robust, "--out", "pages/report.html")
-    assert compared.returncode == 0, compared.stderr
-    assert f"{evaluated['results'][0]['clean']['mean']:.0f}" in compared.stdout
-    assert "worst at ε 0.3" in compared.stdout
-    page = runs.folder / "pages" / "report.html"
-    assert str(page) in compared.stdout
-    assert "aajr" in page.read_text()
 
 
 def test_the_demo_goes_from_nothing_to_a_report(ray_session: None, tmp_path: Path) -> None:
