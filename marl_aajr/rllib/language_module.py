@@ -186,7 +186,8 @@ def language_model_config(
     if words is None or len(observation_space.shape or ()) != 1:
         raise ValueError(
             "expected an environment whose observations are words for model.language, got "
-            f"{observation_space}; use bargain_v0, or marl_aajr.rollout.text_observations for texts"
+            f"{observation_space}; use bargain_v0, or marl_aajr.rollout.text_observations for texts, "
+            "without action masks"
         )
     if not isinstance(action_space, gym.spaces.Discrete):
         raise ValueError(f"expected Discrete actions for model.language, got {action_space}")

@@ -10,6 +10,8 @@ import torch
 from marl_aajr.envs.bargain_v0 import batched_env
 
 from marl_aajr import Victim, evaluate
+from marl_aajr.evaluation.attack_entries import AttackEntry
+from marl_aajr.evaluation.protocol import load_suite
 from marl_aajr.language import LanguageNetwork
 
 FEW: dict[str, Any] = {
@@ -35,6 +37,19 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env_name="marl_aajr.envs.bargain_v0",
     )
     return victim.save(tmp_path_factory.mktemp("reader") / "victim")
+
+
+def test_the_standard_suite_plays_all_attacks_that_need_no_critic_and_no_other_run(victim: Path) -> None:
+    """Robust Sarsa is fitted for less."""
+    standard = load_suite("standard")
+    less = AttackEntry(attack="robust-sarsa", settings={"experience": 200, "updates": 5})
+    attacks = tuple(less if entry.name == less.name else entry for entry in standard.attacks)
+    short = standard.changed(attacks=attacks, actions=("greedy",), epsilons=(0.5,), controls=())
+    judged = evaluate(Victim.load(victim), suite=short, norm="l2", **FEW)
+    (found,) = judged.results
+    played = {row.attack.name for row in found.attacks}
+    assert played == {entry.name for entry in attacks} - {"critic", "transfer"}
+    assert {skipped.attack for skipped in judged.skipped} == {"critic", "transfer"}
 
 
 def test_the_suite_of_words(victim: Path) -> None:
