@@ -254,8 +254,8 @@ def check_attack(
 
 
 def _check_units(attacks: Sequence[Attack], victim: Victim, agents: Sequence[str]) -> None:
-    sizes = [attack.perturbations for attack in attacks if attack.sized]
-    largest = max((own.epsilon for own in sizes if own.norm != "words"), default=0.0)
+    sized = [attack for attack in attacks if attack.sized and "words" not in attack.norms]
+    largest = max((attack.perturbations.epsilon for attack in sized), default=0.0)
     for policy in (_probe(victim, agent)[0] for agent in agents):
         if policy.block is not None:
             check_radius(policy.embeddings, largest)
