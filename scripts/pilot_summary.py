@@ -107,6 +107,8 @@ def main() -> None:
     for tuned in sorted(folder.glob("*_tuning.parquet")):
         show(tuned.stem.replace("_", " "), tuning_table(deciding(read(tuned))))
     show("pogema, what was left open", table(explored(read(folder / "pogema_more.parquet"))))
+    suite = json.loads((folder / "pogema_more_standard.json").read_text())
+    show("pogema, under the standard suite at ε = 0.1", standard_table(suite))
     again = by_game(read(folder / AGAIN))
     for game, of_game in curves.items():
         decides = deciding(games.get(game, []))
@@ -136,6 +138,15 @@ def explored(rows: Rows) -> Rows:
     """The rows of pogema_more.yaml, labelled as its methods are."""
     known = [row for row in rows if row["epsilon"] is not None]  # others have no size
     return [{**row, "label": _EXPLORED[row["run"].rpartition("-s")[0]]} for row in known]
+
+
+def standard_table(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Lines of Markdown: each seed's score under the attack that other episodes chose as the worst."""
+    lines = []
+    for name, runs in methods.items():
+        worst = {seed: (run["scores"][run["worst"]], run["worst"]) for seed, run in runs.items()}
+        lines.append([name, *(f"{number(score, decimals=1)} ({attack})" for score, attack in worst.values())])
+    return markdown(["", *(f"seed {seed}" for seed in worst)], lines)
 
 
 def of(rows: Rows, *, actions: str) -> Rows:

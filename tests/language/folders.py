@@ -28,6 +28,17 @@ def subword_tokenizer(words: Sequence[str]) -> Any:
     return library.PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=END, pad_token=END)
 
 
+SMALL = {
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+}
+"""Sizes of a model of Llama's kind."""
+
+
 def save_model(folder: Path, kind: str, tokenizer: Any, *, dtype: torch.dtype = torch.float32) -> Any:
     """A model with random weights and its tokenizer, as `save_pretrained` leaves them; the model."""
     library = transformers()
@@ -48,12 +59,7 @@ def save_model(folder: Path, kind: str, tokenizer: Any, *, dtype: torch.dtype = 
         config = library.AutoConfig.for_model(
             kind,
             vocab_size=size + 3,  # padded, as those of real models are
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=4,
+            **SMALL,
             max_position_embeddings=40,
             attention_dropout=0.1,
         )

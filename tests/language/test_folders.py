@@ -16,7 +16,7 @@ from marl_aajr.language.models import transformers
 from marl_aajr.language.network import folder_arguments
 from marl_aajr.language.tokens import token_ids
 from tests.language.conftest import WORDS
-from tests.language.folders import END, save_model, subword_tokenizer
+from tests.language.folders import END, SMALL, save_model, subword_tokenizer
 
 SPOKEN = [word for word in WORDS.vocabulary if word != "<pad>"]
 KINDS = [("gpt2", torch.float32), ("llama", torch.float16), ("qwen2", torch.bfloat16), ("opt", torch.float32)]
@@ -139,12 +139,7 @@ def test_models_whose_own_logits_are_others(kind: str) -> None:
     settings = library.AutoConfig.for_model(
         kind,
         vocab_size=len(WORDS),
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=4,
+        **SMALL,
         pad_token_id=0,
         bos_token_id=None,
         eos_token_id=None,
