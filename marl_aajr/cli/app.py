@@ -127,7 +127,8 @@ def report(error: Exception, *, debug: bool) -> int:
 def _expected(error: Exception) -> list[str] | None:
     """The lines to print for an error that a person can put right; None for any other."""
     if isinstance(error, typer.TyperException):
-        return [f"{error.format_message()} (-h lists what there is)"]
+        message = error.format_message()  # empty where nothing was asked, and the help is printed
+        return [f"{message} (-h lists what there is)"] if message else []
     if isinstance(error, OSError):
         return [f"{error.strerror}: {error.filename}"] if error.filename else None
     if isinstance(error, ValueError) or type(error).__name__ in _EXPECTED:

@@ -55,6 +55,14 @@ def test_every_command_shows_examples_that_a_narrow_terminal_does_not_wrap(
     assert all(line.startswith(f"marl-aajr {command} ") and line in lines for line in examples)
 
 
+def test_without_a_command_the_help_is_all_that_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    printed = capsys.readouterr()
+    assert (ended.value.code, printed.err) == (2, "")
+    assert "evaluate" in printed.out
+
+
 def test_help_of_train_has_every_setting_with_its_default(shown: Shown) -> None:
     text = " ".join(re.sub(r"[│╭╮╰╯─]", " ", shown("train", "-h")).split())
     for setting in train.SETTINGS:
