@@ -1,7 +1,7 @@
 """Multi-agent policies that hold up against an adversary: AAJR on Ray RLlib.
 
     from marl_aajr import AAJR, robustify
-    config = robustify(config, AAJR(coefficient=3e-3, epsilon=0.1))
+    config = robustify(config, AAJR(coefficient=1e-3, epsilon=0.1))
 
 | to | use |
 |---|---|

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet
 from experiment_tables import read, results_of
 from minimax_verdicts import PLAIN, below, interval, line, markdown, methods, paired, score_by_seed
-from pilot_summary import EXPERIMENTS, SEEDS, of, show
+from study_tables import EXPERIMENTS, SEEDS, of, show
 
 from marl_aajr.report.estimates import Estimate
 
@@ -27,7 +27,7 @@ BEST, DEAF = 16.0, 11.0
 """The best deal, and the best that agents can do who do not listen: both agents together, an episode."""
 
 LOSS, AAJR, SMOOTH, ATTACKED = (
-    "AAJR, κ = 0.5, λ = 0",
+    "off-policy adversarial loss, κ = 0.5",
     "AAJR, κ = 0, λ = 0.001",
     "smooth policy, λ = 0.1",
     "adversarial training",

@@ -11,12 +11,21 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from marl_aajr.report.estimates import Estimate, with_interval
+from marl_aajr.report.estimates import Estimate, number, with_interval
 
 Rows = Sequence[Mapping[str, Any]]
 
 PLAIN, MINIMAX, SMOOTH = "PPO", "adversarial training", "smooth policy"
+OFF_POLICY = "off-policy adversarial loss"
+"""Taken at observations that nobody acted on: by AAJR without a penalty, or the pilot's method of its own."""
+
 MAPS = ("logits", "margin")
+_BESIDE = ("AAJR on logits", "AAJR on margin", SMOOTH, "Frobenius")
+_COMPARED = (
+    (MINIMAX, PLAIN),
+    *((f"{MINIMAX} + {penalty}", MINIMAX) for penalty in _BESIDE),
+    (SMOOTH, MINIMAX),
+)
 INNER = ("inner_gain", "strong_gain", "monotone_fraction", "smoothness", "changed_decisions")
 """Measures of training's own attack in a run's metrics."""
 
@@ -27,8 +36,9 @@ TRAINED_WITH = "pgd-margin", "steps=5,"
 def label(run: Mapping[str, Any]) -> str:
     """The method of a run's configuration, with what tells it from its namesakes."""
     method, beside = run["method"], bool(run.get("rollouts"))
-    off_policy = "off-policy adversarial training"
-    names = {"none": PLAIN, "frobenius": "Frobenius", "off_policy_adversarial_training": off_policy}
+    if "adversarial_weight" in method and not method.get("coefficient"):  # of the pilot, under its later name
+        return f"{OFF_POLICY}, κ = {method['adversarial_weight']:g}"
+    names = {"none": PLAIN, "frobenius": "Frobenius"}
     name = names.get(method["name"], str(method["name"]).replace("_", " "))
     if method["name"] == "aajr":
         name = f"AAJR on {method['output']}" if beside else f"AAJR, κ = {method['adversarial_weight']:g}"
@@ -135,6 +145,39 @@ def verdicts(curves: Rows, rows: Rows) -> list[str]:
         except ValueError:
             lines.append(f"| {(hypothesis.__doc__ or '').rstrip('.')} | | not run yet |")
     return lines
+
+
+def in_short(games: Mapping[str, Rows]) -> list[str]:
+    """Lines of Markdown: clean and worst score at ε = 0.1 of plain PPO, then differences; a column per game.
+
+    AT is adversarial training. Bold where the paired interval excludes 0: of 95 %, or 97.5 % of AAJR, which
+    has two chances.
+    """
+    compared = [Comparison([], rows) for rows in games.values()]
+    lines = [[PLAIN, *map(_plain, compared)]]
+    for ours, theirs in _COMPARED:
+        cells = [_difference(compare, ours, theirs) for compare in compared]
+        lines.append([f"{ours} − {theirs}".replace(MINIMAX, "AT"), *cells])
+    return markdown(["", *games], lines)
+
+
+def _plain(compare: Comparison) -> str:
+    scores = (fmean(score_by_seed(compare.rows, PLAIN, epsilon).values()) for epsilon in (0.0, 0.1))
+    return ", ".join(number(score, decimals=1) for score in scores)
+
+
+def _difference(compare: Comparison, ours: str, theirs: str) -> str:
+    level = 0.975 if "AAJR" in ours else 0.95
+    found = compare.scores(compare.first(ours), theirs, 0.0, 0.1, level=level)
+    return ", ".join(f"**{_signed(each)}**" if _clear(each) else _signed(each) for each in found)
+
+
+def _clear(found: Estimate) -> bool:
+    return found.positive or found.negative
+
+
+def _signed(found: Estimate) -> str:
+    return "+" * (round(found.mean, 1) > 0) + number(found.mean, decimals=1)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from marl_aajr.report import compare, headline
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-STUDIES = {"pilot": 5, "crossplay": 4, "minimax": 20}
+STUDIES = {"pilot": 5, "crossplay": 4, "minimax": 21}
 """Study -> how many tables its page has."""
 PAGES = {name: (ROOT / "experiments" / name / "README.md").read_text() for name in STUDIES}
 
@@ -41,7 +41,7 @@ def printed_by(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
 def test_the_tables_of_a_page_are_those_of_its_results(
     tmp_path: Path, printed_by: PrintedBy, study: str, tables: int
 ) -> None:
-    printed = printed_by("pilot_summary", study, "--out", str(tmp_path))
+    printed = printed_by("study_tables", study, "--out", str(tmp_path))
     rows = [line for line in printed.splitlines() if line.startswith("|")]
     assert sum(row.startswith("|---") for row in rows) == tables
     assert [row for row in rows if row not in PAGES[study].splitlines()] == []
@@ -89,11 +89,11 @@ def test_the_leads_of_simple_tag_vanish_once_all_meet_the_same_prey(
 ) -> None:
     """At home five methods lead plain PPO somewhere; over the pool two do, elsewhere, and pay for it."""
     monkeypatch.syspath_prepend(ROOT / "scripts")
-    summary = importlib.import_module("pilot_summary")
+    summary = importlib.import_module("study_tables")
     sides = summary.by_side(summary.read(ROOT / "experiments/crossplay/results.parquet"))
     kappas = [f"AAJR, κ = {kappa}, λ = 0.001" for kappa in (0, 0.5, 1)]
     small, frobenius, smooth = "AAJR, κ = 0, λ = 0.0001", "Frobenius, λ = 0.001", "smooth policy, λ = 0.1"
-    methods = (*kappas, small, frobenius, smooth, "off-policy adversarial training")
+    methods = (*kappas, small, frobenius, smooth, "off-policy adversarial loss, κ = 0.5")
 
     def leads(rows: Rows, *, ahead: bool = True) -> set[tuple[str, float]]:
         found = {

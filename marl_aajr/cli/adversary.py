@@ -30,14 +30,14 @@ HELP = guide(
     "adversaries begin with what PGD does. The adversary is kept in VICTIM_RUN/adversaries, where "
     "evaluate --suite full looks for it. Ctrl-C finishes the iteration and says how to go "
     "on; a second one stops at once.",
-    "marl-aajr adversary train runs/study-3 --kind pa-ad --epsilon 0.1",
-    "marl-aajr adversary train runs/study-3 --kind sa-rl --epsilon 0.1 --joint",
+    "marl-aajr adversary train runs/spread-3 --kind pa-ad --epsilon 0.1",
+    "marl-aajr adversary train runs/spread-3 --kind sa-rl --epsilon 0.1 --joint",
     "marl-aajr adversary train runs/talk-3 --kind sa-rl --epsilon 0.1 --channel messages",
-    "marl-aajr adversary train runs/study-3 --kind traitor --agents agent_0",
-    "marl-aajr adversary train runs/study-3 --kind traitor --agents agent_0 --alpha 0.1",
+    "marl-aajr adversary train runs/spread-3 --kind traitor --agents agent_0",
+    "marl-aajr adversary train runs/spread-3 --kind traitor --agents agent_0 --alpha 0.1",
     "marl-aajr adversary train runs/tag-3 --kind best-response",
-    "marl-aajr adversary train --resume --out runs/study-3/adversaries/pa-ad-eps0.1",
-    "marl-aajr evaluate runs/study-3 --adversary runs/study-3/adversaries/pa-ad-eps0.1",
+    "marl-aajr adversary train --resume --out runs/spread-3/adversaries/pa-ad-eps0.1",
+    "marl-aajr evaluate runs/spread-3 --adversary runs/spread-3/adversaries/pa-ad-eps0.1",
 )
 
 

@@ -45,9 +45,9 @@ LIST = guide(
 app = typer.Typer(
     name="marl-aajr",
     help=guide(
-        "Train teams of agents that hold up when somebody lies to their sensors, attack them, compare them.",
-        "marl-aajr train --env simple_spread_v3 --method none",
-        "marl-aajr train --env simple_spread_v3 --method aajr",
+        "Train robust multi-agent policies on Ray RLlib, attack what they observe, and compare them.",
+        "marl-aajr train --env marl_aajr.envs.simple_spread_v3 --method none",
+        "marl-aajr train --env marl_aajr.envs.simple_spread_v3 --method aajr",
         "marl-aajr evaluate runs/simple_spread_v3-none-s0",
         "marl-aajr evaluate runs/simple_spread_v3-aajr-s0",
         "marl-aajr compare runs/simple_spread_v3-* --out report.html",

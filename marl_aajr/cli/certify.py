@@ -31,13 +31,13 @@ HELP = guide(
     "attack changed. For MLPs; with --smoothing for any network, which then votes under noise, and but for "
     "a probability alpha. A proof is of single decisions, not of returns. It is kept in "
     "RUN/certificates, where compare finds it.",
-    "marl-aajr certify runs/study-3",
-    "marl-aajr certify runs/study-3 --epsilon 0.005 --epsilon 0.02",
-    "marl-aajr certify runs/study-3 --norm l2 --epsilon 0.1 --episodes 50",
+    "marl-aajr certify runs/spread-3",
+    "marl-aajr certify runs/spread-3 --epsilon 0.005 --epsilon 0.02",
+    "marl-aajr certify runs/spread-3 --norm l2 --epsilon 0.1 --episodes 50",
     "marl-aajr certify runs/talk-3 --channel messages",
-    "marl-aajr certify runs/study-3 --smoothing 0.1:100 --norm l2 --epsilon 0.1",
+    "marl-aajr certify runs/spread-3 --smoothing 0.1:100 --norm l2 --epsilon 0.1",
     "marl-aajr certify runs/tag-3 --team adversary --agents adversary_0",
-    "marl-aajr certify runs/study-3 --json > certificate.json",
+    "marl-aajr certify runs/spread-3 --json > certificate.json",
 ) + sample("What --json prints, among others:", JSON)
 
 SETTINGS = options(

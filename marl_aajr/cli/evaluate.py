@@ -42,18 +42,18 @@ checks              name, verdict, text
 """Keys of the object, and what is under them."""
 
 HELP = guide(
-    "Play a team without and with attacks on what it observes: a finished run's, a saved victim's or that of "
-    "an RLlib checkpoint. The result is kept in RUN/evaluations, where compare finds it, or in a folder "
-    "beside the victim or checkpoint. Attacked episodes use the seeds of the clean ones.",
-    "marl-aajr evaluate runs/study-3",
-    "marl-aajr evaluate runs/study-3 --suite standard --surrogate runs/study-4",
-    "marl-aajr evaluate runs/study-3 --attack pgd --epsilon 0.1 --epsilon 0.2",
-    "marl-aajr evaluate runs/study-3 --attack delay --attack dropout",
-    "marl-aajr evaluate runs/study-3 --attack dropout --vary kwargs.mass=0.5,1,2",
+    "Play a trained team with and without attacks on what it observes. RUN is the folder of a run, a saved "
+    "victim or an RLlib checkpoint. The result goes to RUN/evaluations, where compare finds it, or to a "
+    "folder beside the victim or checkpoint. Attacked episodes have the seeds of the clean ones.",
+    "marl-aajr evaluate runs/spread-3",
+    "marl-aajr evaluate runs/spread-3 --suite standard --surrogate runs/spread-4",
+    "marl-aajr evaluate runs/spread-3 --attack pgd --epsilon 0.1 --epsilon 0.2",
+    "marl-aajr evaluate runs/spread-3 --attack delay --attack dropout",
+    "marl-aajr evaluate runs/spread-3 --attack dropout --vary kwargs.mass=0.5,1,2",
     "marl-aajr evaluate runs/tag-3 --team adversary --opponent runs/tag-7",
-    "marl-aajr evaluate runs/study-3 --budget agents=1,steps=5,timing=strategic",
-    "marl-aajr evaluate runs/study-3 --attack pgd --norm l2 --smoothing 0.1:100",
-    "marl-aajr evaluate runs/study-3 --suite full --json > result.json",
+    "marl-aajr evaluate runs/spread-3 --budget agents=1,steps=5,timing=strategic",
+    "marl-aajr evaluate runs/spread-3 --attack pgd --norm l2 --smoothing 0.1:100",
+    "marl-aajr evaluate runs/spread-3 --suite full --json > result.json",
     "marl-aajr evaluate checkpoint_000010 --env simple_spread_v3 --units raw",
 ) + sample("What --json prints, among others:", JSON)
 

@@ -25,9 +25,9 @@ HELP = guide(
     "marl-aajr train --env simple_spread_v3 --method aajr --epsilon 0.2",
     "marl-aajr train --env simple_spread_v3 --method adversarial_training",
     "marl-aajr train --env simple_tag_v3 --method aajr --teams adversary",
-    "marl-aajr train --config study.yaml --set rollouts.epsilon=0.1",
-    "marl-aajr train --config study.yaml --seed 3 --out runs/study-3",
-    "marl-aajr train --resume --out runs/study-3",
+    "marl-aajr train --config run.yaml --set rollouts.epsilon=0.1",
+    "marl-aajr train --config run.yaml --seed 3 --out runs/spread-3",
+    "marl-aajr train --resume --out runs/spread-3",
 )
 
 NETWORK, RAY = "Networks", "Ray resources"

@@ -90,8 +90,8 @@ class AAJR(JacobianPenalty):
         step: direction of an ascent step: `"sign"`, `"normalized"` or `"raw"` (the gradient itself).
         start: δ_0, start of the ascent: `"zero"` or `"random"`; None: random where the objective is flat at
             zero.
-        epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla: of the
-            environment); a number or a schedule.
+        epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla and
+            adversarial_training: of the environment); a number or a schedule.
         norm: norm of the radius: `"linf"` or `"l2"`.
         sample_fraction: share of the rows that is regularised, in (0, 1]. A twentieth does what all do
             (experiments/sample_share).

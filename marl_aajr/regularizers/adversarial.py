@@ -120,8 +120,8 @@ class Perturbing(ObservationRegularizer):
     """A regularizer over a perturbation set.
 
     Attributes:
-        epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla: of the
-            environment); a number or a schedule.
+        epsilon: ε > 0, radius of the perturbation set, in the units that the network sees (of atla and
+            adversarial_training: of the environment); a number or a schedule.
         norm: norm of the radius: `"linf"` or `"l2"`.
         low: lower bound of perturbed observations, a number or one per feature; None: none.
         high: upper bound of perturbed observations, a number or one per feature; None: none.

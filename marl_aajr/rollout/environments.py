@@ -6,6 +6,8 @@ a name must build the same environment on another machine.
 
 from __future__ import annotations
 
+import ast
+import importlib.resources
 import inspect
 import re
 import sys
@@ -245,8 +247,16 @@ def _entry_points() -> Mapping[str, EntryPoint]:
 
 
 def _summarize_entry_point(point: EntryPoint) -> EnvironmentSpec:
-    package = point.dist.name if point.dist is not None else point.module.partition(".")[0]
-    return EnvironmentSpec(point.name, summary=f"{point.value} (listed by {package})")
+    own = point.module.startswith("marl_aajr.")
+    return EnvironmentSpec(point.name, summary=_first_words(point.module) if own else point.value)
+
+
+@cache
+def _first_words(module: str) -> str:
+    """How the docstring of one of our environments begins, without importing it."""
+    file = importlib.resources.files("marl_aajr.envs") / f"{module.rpartition('.')[2]}.py"
+    docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or module
+    return f"{docstring.partition(chr(10))[0].partition(': `')[0].rstrip('.')}; batched in torch"
 
 
 def _registry_id(name: str) -> str | None:

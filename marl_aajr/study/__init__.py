@@ -1,5 +1,6 @@
 """A study: a grid of ordinary runs, their adversaries, their evaluations and one report, on Ray Tune.
 
-`config` reads what was asked, `runs` spells out the runs, `graph` says what waits for what, `checks` finds
-what is wrong, `execution` has Ray Tune do the work in processes of `worker`, and `study` is all of it.
+`study_config` reads what was asked, `runs` spells out the runs, `graph` says what waits for what,
+`validation` finds what is wrong, `execution` has Ray Tune do the work in processes of `worker`, and `driver`
+is all of it.
 """

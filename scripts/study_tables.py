@@ -1,8 +1,8 @@
 """The figure and the tables of a study's page, experiments/STUDY/README.md, from the results that lie there.
 
-    .venv/bin/python scripts/pilot_summary.py pilot
-    .venv/bin/python scripts/pilot_summary.py crossplay
-    .venv/bin/python scripts/pilot_summary.py minimax
+    .venv/bin/python scripts/study_tables.py pilot
+    .venv/bin/python scripts/study_tables.py crossplay
+    .venv/bin/python scripts/study_tables.py minimax
 
 Draws returns.png, and prints a table for each game and kind of actions: the mean over the training runs ±
 half of Student's 95 % t-interval, without an attack and under the worst one of each size (chosen on other
@@ -36,6 +36,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from minimax_verdicts import (
     PLAIN,
+    in_short,
     inner_table,
     interval,
     markdown,
@@ -109,6 +110,7 @@ def main() -> None:
     show("pogema, what was left open", table(explored(read(folder / "pogema_more.parquet"))))
     suite = json.loads((folder / "pogema_more_standard.json").read_text())
     show("pogema, under the standard suite at ε = 0.1", standard_table(suite))
+    show("in short", in_short({game: deciding(of_game) for game, of_game in games.items()}))
     again = by_game(read(folder / AGAIN))
     for game, of_game in curves.items():
         decides = deciding(games.get(game, []))
