@@ -24,13 +24,13 @@ class AttackedDecisions:
 
     Attributes:
         draw: Source of the step whose rows are measured: the first one would be where episodes begin.
-        measured: The rows of one attacked step, drawn uniformly, and their ε.
+        measured: The rows of one attacked step, drawn uniformly, their ε, and which were attacked.
         steps: Of each attacked step its number t, the outputs at clean observations `[N, m]` and which rows
             were attacked, `[N]` (None: all).
     """
 
     draw: Random = field(default_factory=lambda: Random(0))
-    measured: tuple[ActingRows, float | Tensor] | None = None
+    measured: tuple[ActingRows, float | Tensor, Tensor | None] | None = None
     steps: list[tuple[int, Tensor, Tensor | None]] = field(default_factory=list)
 
     def note(
@@ -39,7 +39,7 @@ class AttackedDecisions:
         """Keep what is needed of step t."""
         self.steps.append((t, clean_outputs, hit))
         if self.draw.random() * len(self.steps) < 1:
-            self.measured = rows, epsilon
+            self.measured = rows, epsilon, hit
 
 
 def sums_of(
@@ -59,7 +59,7 @@ def sums_of(
     """
     if noted.measured is None:
         return {}
-    rows, epsilon = noted.measured
+    rows, epsilon, attacked = noted.measured
     distribution, objective = rows.policy.distribution, attack.adversary
     clean = torch.cat([outputs for _, outputs, _ in noted.steps])
     seen = inputs[[t for t, _, _ in noted.steps]].flatten(0, 1)
@@ -77,7 +77,9 @@ def sums_of(
         g = objective.bind(ModulePolicy(lambda outputs: outputs, distribution), Clean(clean))
         found["gain"] = torch.where(hit, g(seen) - g(clean), 0.0).sum()
     if generator is not None:
-        found |= inner_gap(attack, rows.policy, rows.obs, epsilon=epsilon, generator=generator)
+        found |= inner_gap(
+            attack, rows.policy, rows.obs, epsilon=epsilon, attacked=attacked, generator=generator
+        )
     return found
 
 

@@ -37,15 +37,21 @@ def inner_gap(
     obs: Tensor,
     *,
     epsilon: float | Tensor,
+    attacked: Tensor | None = None,
     generator: torch.Generator,
 ) -> Mapping[str, Tensor]:
-    """Sums over some of the rows `[N, d]`, and their number (`gap_rows`).
+    """Sums over some of the attacked rows of `[N, d]`, and their number (`gap_rows`).
+
+    `attacked [N]` says which these are (None: all): agents who have ended or wait see zeros, and nobody acts.
 
     `trained_gain` and `strong_gain` are g at the end of the K steps and the largest g that the strong
     adversary saw, each minus g at the clean observation; `smoothness` and `monotone` are means over the path.
     Objectives without a bound of their curvature have no `smoothness`.
     """
-    index = torch.randperm(len(obs), generator=generator, device=obs.device)[:ROWS]
+    index = torch.arange(len(obs), device=obs.device) if attacked is None else attacked.nonzero().squeeze(-1)
+    if not len(index):
+        return {}
+    index = index[torch.randperm(len(index), generator=generator, device=obs.device)[:ROWS]]
     policy, obs = policy.select(index), obs[index]
     epsilon = epsilon[index] if isinstance(epsilon, Tensor) else epsilon
     with policy.fixed():

@@ -15,7 +15,9 @@ from marl_aajr.core.end_of_ascent import end_of_ascent
 from marl_aajr.core.objectives import KL, Clean, Margin
 from marl_aajr.core.policy import ModulePolicy
 from marl_aajr.core.threat import PerturbationSet, PerturbationSets
+from marl_aajr.rollout.attack.attackable import ActingRows
 from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
+from marl_aajr.rollout.attack.attacked_metrics import AttackedDecisions, sums_of
 from marl_aajr.rollout.attack.inner_gap import inner_gap
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.attack.training_attack import TrainingAttack
@@ -130,6 +132,22 @@ def test_what_a_strong_adversary_finds_is_at_least_as_much() -> None:
     radii = torch.full((40, 1), 0.3)
     found = inner_gap(kl, policy(), rows(40), epsilon=radii, generator=drawn())
     assert found["strong_gain"] >= found["trained_gain"] > 0
+
+
+def test_rows_in_which_nobody_is_attacked_are_not_measured() -> None:
+    """Agents who have ended or wait see zeros, which tell nothing of the attack on the others."""
+    attack, net, obs = RolloutAttack(), policy(), rows(40)
+    hit = torch.arange(40) % 4 == 0
+    ended = torch.where(hit.unsqueeze(-1), obs, torch.nan)
+    alone = inner_gap(attack, net, obs[hit], epsilon=0.3, generator=drawn())
+    decisions = AttackedDecisions()
+    decisions.note(0, ActingRows(net, ended, lambda rows: rows), net(obs).detach(), 0.3, hit)
+    found = sums_of(attack, decisions, net(obs).detach().unsqueeze(0), drawn())
+    assert found["rows"] == found["gap_rows"] == 10
+    for name in ("trained_gain", "strong_gain", "monotone", "smoothness"):
+        assert float(found[name]) == pytest.approx(float(alone[name]), rel=1e-4), name
+    nobody = inner_gap(attack, net, ended, epsilon=0.3, attacked=hit & ~hit, generator=drawn())
+    assert nobody == {}
 
 
 def copies(attack: RolloutAttack, count: int = 8) -> AttackedCopies:
