@@ -119,7 +119,8 @@ class Surrogate(Objective):
 class Margin(Objective):
     """max_{a' ≠ a*} z_{a'} − z_{a*} with a* greedy at s: positive once the greedy action has changed.
 
-    For multi-categorical policies the margins of the single actions are added.
+    For multi-categorical policies the margins of the single actions are added. Where there is one action, or
+    a mask leaves one, nothing rivals it: g = 0.
     """
 
     def check(self, distribution: ActionDistribution) -> None:
@@ -132,7 +133,8 @@ class Margin(Objective):
         self.check(policy.distribution)
         actions = single_actions(policy.distribution, clean.outputs.detach())
         greedy = [logits.argmax(-1, keepdim=True) for logits in actions]
-        if len(actions) == 1 and not bool((actions[0] <= MASKED_LOGIT).any()):
+        rivals = len(actions) == 1 and actions[0].shape[-1] > 1
+        if rivals and not bool((actions[0] <= MASKED_LOGIT).any()):
             return _margin(policy, actions[0], greedy[0])
         return logit_difference(policy, lambda i, logits: (runner_up(logits, greedy[i]), greedy[i]))
 
@@ -144,7 +146,7 @@ def margin_of_one_choice(objective: Objective, policy: Policy) -> bool:
 
 
 def _margin(policy: Policy, logits: Tensor, greedy: Tensor) -> OutputObjective:
-    """The same for one action of which none is masked, in half the operations."""
+    """The same for one choice of several actions of which none is masked, in half the operations."""
     actions = torch.arange(logits.shape[-1], device=logits.device)
     # Deterministic algorithms make `scatter` five times as slow as a comparison.
     gradient_of_greedy, barred = (

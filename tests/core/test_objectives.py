@@ -7,6 +7,7 @@ import torch
 
 from marl_aajr.core.ascent import ascend
 from marl_aajr.core.distributions import Categorical, DiagGaussian
+from marl_aajr.core.end_of_ascent import end_of_ascent
 from marl_aajr.core.objectives import (
     Clean,
     Margin,
@@ -85,3 +86,22 @@ def test_margin_never_counts_a_masked_action_as_runner_up() -> None:
     policy = ModulePolicy(lambda x: x + masked, Categorical(3))
     obs = torch.zeros(1, 3)
     assert Margin().bind(policy, Clean(policy(obs)))(obs).item() == -1.0
+
+
+@pytest.mark.parametrize("logits", [[0.5], [0.5, -1e38, -1e38], [0.5, -torch.inf, -torch.inf]], ids=str)
+def test_an_action_without_rivals_has_no_margin_to_climb(logits: list[float]) -> None:
+    """One action, or one that a mask leaves."""
+    kind = Categorical(len(logits))
+    network = tanh_policy(kind)
+    policy = ModulePolicy(lambda x: network(x) + torch.tensor(logits), kind)
+    obs = observations()
+    g = Margin().bind(policy, Clean(policy(obs)))
+    assert not (g(obs + 0.3) - g(obs)).any()
+    found = ascend(policy, obs, Margin(), BALL, steps=2, step_size=0.1)
+    assert not found.values.any()
+    assert not found.has_direction.any()
+
+
+def test_a_network_with_one_output_is_left_alone() -> None:
+    policy, obs = tanh_policy(Categorical(1), dtype=torch.float32), observations(dtype=torch.float32)
+    assert not end_of_ascent(policy, obs, Margin(), BALL, steps=2, step_size=0.1, step="sign").delta.any()
