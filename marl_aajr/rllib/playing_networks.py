@@ -78,7 +78,7 @@ class LiveModule(nn.Module):
         seen: Any = {self._key: own} if self._key else own
         if self._mask_space is not None:
             if action_mask is None:
-                action_mask = torch.ones(len(own), *self._mask_space.shape, dtype=torch.bool)
+                action_mask = own.new_ones(len(own), *self._mask_space.shape, dtype=torch.bool)
             dtype = torch.from_numpy(np.zeros((), self._mask_space.dtype)).dtype
             seen = {self._key: own, ACTION_MASK: action_mask.to(dtype)}
         batch = {Columns.OBS: seen}
@@ -114,9 +114,11 @@ class _Recurrent(LiveModule):
     """The same for stateful modules: with a state, `[B, ...]`, and one step of time."""
 
     def initial_state(self, rows: int) -> State:
-        return map_tree(
-            lambda x: torch.as_tensor(x).expand(rows, *x.shape).clone(), self.module.get_initial_state()
-        )
+        def of_each(state: Any) -> Tensor:
+            one = torch.as_tensor(state, device=_device(self.module))
+            return one.expand(rows, *one.shape).clone()
+
+        return map_tree(of_each, self.module.get_initial_state())
 
     def forward(  # type: ignore[override]
         self, obs: Tensor, state: State, action_mask: Tensor | None = None
@@ -173,8 +175,12 @@ def _layers(module: TorchRLModule) -> nn.Module | None:
 
 @torch.no_grad()
 def _agree(layers: nn.Module, live: nn.Module, shape: tuple[int, ...]) -> bool:
-    obs = torch.randn(_ROWS, *shape, generator=torch.Generator().manual_seed(0))
+    obs = torch.randn(_ROWS, *shape, generator=torch.Generator().manual_seed(0)).to(_device(layers))
     return torch.equal(_outputs(layers, obs), _outputs(live, obs))
+
+
+def _device(network: nn.Module) -> torch.device:
+    return next((p.device for p in network.parameters()), torch.device("cpu"))
 
 
 def _outputs(network: nn.Module, obs: Tensor) -> Tensor:
