@@ -25,12 +25,10 @@ from marl_aajr.core.checks import one_of, positive, whole
 from marl_aajr.core.distributions import Categorical, MultiCategorical, single_actions
 from marl_aajr.core.objectives import Clean, Margin, Objective, logit_difference
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.starts import near_observations
 from marl_aajr.victims import Victim
 
 AttackStep = Literal["auto", "sign", "normalized"]
-
-_NUDGE = 0.01
-"""Radius of the first start, as a fraction of ε, where the objective is flat at δ = 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +38,7 @@ class PGD(Attack, mixes_sizes=True):
     The defaults are the field's, KL (the maximal action difference) and 10 steps of ε/10, but for the starts:
 
     1. δ = 0 where the objective has a gradient there. `kl` has none: uniform in a hundredth of the set, so
-       that the steps still reach every corner.
+       that the steps still reach every corner; in the whole set where rounding would lose that.
     2. for `kl`, the mirror image of the first start. KL is even in δ up to third order, and one side of the
        valley often only makes the policy surer of the same action: against a plain PPO policy on
        simple_spread (clean return -42.3), at ε = 0.2, one start gives -49.9, both sides -62.7, five starts
@@ -96,8 +94,7 @@ class PGD(Attack, mixes_sizes=True):
 
     def _starts(self, objective: Objective, obs: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
         if objective.flat_at_zero:
-            near = replace(self.perturbations, epsilon=_NUDGE * self.perturbations.epsilon)
-            first = near.sample(obs, generator=generator)
+            first = near_observations(self.perturbations, obs, generator=generator)
             yield first
             yield -first
         else:

@@ -7,7 +7,7 @@ It reads in this order:
 3. `fixed_network`: a network held as one function while an adversary looks;
 4. `threat`: the set of perturbations that the adversary may choose from;
 5. `objectives`: the functions that the adversary maximises;
-6. `ascent`: the inner maximisation, for training and for attacks alike;
+6. `starts`, `ascent`: the inner maximisation, for training and for attacks alike;
 7. `jacobian`: Jacobian-vector products, four ways that agree;
 8. `output_maps`: the output whose sensitivity counts;
 9. `diagnostics`: exact measurements of gain, curvature and admissible steps;

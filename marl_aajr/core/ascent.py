@@ -22,17 +22,13 @@ from marl_aajr.core.bound_objective import once, value_and_gradient
 from marl_aajr.core.checks import check_finite, one_of, whole
 from marl_aajr.core.objectives import Clean, Custom, Objective
 from marl_aajr.core.policy import ALL_ROWS, Policy, row_blocks
+from marl_aajr.core.starts import Start, is_lost, rounding, starting_point
 from marl_aajr.core.threat import PerturbationSet, SetNorm
 
 Step = Literal["sign", "normalized", "raw"]
-Start = Literal["zero", "random"]
 STEPS: tuple[Step, ...] = get_args(Step)
-STARTS: tuple[Start, ...] = get_args(Start)
 AUTO: Final = "auto"
 """A step size chosen per row from the measured curvature."""
-
-_ROUNDING_UNITS = 16.0
-"""Perturbations below this many rounding units of their observation are lost in it."""
 
 _BACKTRACKS = 4
 _SHRINK = 0.25
@@ -50,7 +46,7 @@ class Trajectory:
         values: g(δ_0) … g(δ_K), `[K+1, B, ...]`; up to g(δ_{K−1}) where the last was not asked for.
         has_direction: where v_t is a direction, `[K, B, ...]` bool: not where it vanishes, nor where it is
             rounding noise. That is so where the objective is flat at zero and δ_t is lost in the rounding of
-            s. A row alone decides it, whatever the rows beside it.
+            s, in all features. A row alone decides it, whatever the rows beside it.
         final_gradient: v_K, `[B, ..., d]`, where asked for.
     """
 
@@ -147,31 +143,6 @@ def ascend(
     return Trajectory(path, directions, norms, torch.cat(values, 1), has_direction, v_last)
 
 
-def starting_point(
-    obs: Tensor,
-    objective: Objective,
-    perturbations: PerturbationSet,
-    *,
-    start: Start | Tensor | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """δ_0, `[B, ..., d]`; arguments as for `ascend`."""
-    if isinstance(start, Tensor):
-        return perturbations.project(start.detach(), obs)
-    if start is None:
-        start = "random" if objective.flat_at_zero else "zero"
-    one_of("start", start, STARTS)
-    if start == "zero":
-        if objective.flat_at_zero:
-            raise ValueError(
-                f"expected start='random' for {objective}, got 'zero'; its gradient vanishes at δ = 0"
-            )
-        return torch.zeros_like(obs)
-    if generator is None:
-        raise ValueError("expected a torch.Generator for a random start, got None; pass generator=")
-    return perturbations.sample(obs, generator=generator)
-
-
 class Climb:
     """The ascent of some rows of a batch, step by step; arguments as for `ascend`."""
 
@@ -191,7 +162,7 @@ class Climb:
         self.obs, self.perturbations = obs, perturbations
         self.step, self.step_size, self.check = step, step_size, check
         self.preconditioner = perturbations.preconditioner(obs)
-        self.rounding = _rounding(obs) if objective.flat_at_zero else None
+        self.rounding = rounding(obs) if objective.flat_at_zero else None
         self.values: list[Tensor] = []
         self.recent: deque[tuple[Tensor, Tensor]] = deque(maxlen=2 if isinstance(step_size, str) else 0)
         """δ and ∇g of the last two points, for the automatic step."""
@@ -222,8 +193,7 @@ class Climb:
             check_finite(f"the inner objective at step {t}", value)
             check_finite(f"the gradient of the inner objective at step {t}", gradient)
         if self.rounding is not None:
-            lost = torch.linalg.vector_norm(delta, dim=-1) <= self.rounding
-            gradient = gradient.masked_fill(lost.unsqueeze(-1), 0.0)
+            gradient = gradient.masked_fill(is_lost(delta, self.rounding).unsqueeze(-1), 0.0)
         self.values.append(value)
         self.recent.append((delta, gradient))
         return gradient if self.preconditioner is None else gradient * self.preconditioner
@@ -279,15 +249,6 @@ def largest(points: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Each row's point of the largest value, and that value: of `[T, B, d]` and `[T, B]`."""
     value, index = values.max(0)
     return points[index, torch.arange(len(index), device=index.device)], value
-
-
-def _rounding(obs: Tensor) -> Tensor:
-    """The ‖δ‖₂ that is lost in the rounding of an observation, `[B, ...]`.
-
-    At s + δ = s the gradient of an objective that is flat there is 0 up to rounding, and the rounding
-    depends on the processor and on how many rows it is given at a time.
-    """
-    return _ROUNDING_UNITS * torch.finfo(obs.dtype).eps * torch.linalg.vector_norm(obs, dim=-1)
 
 
 def _decreased(before: Tensor, after: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
-from marl_aajr.core.ascent import AUTO, STARTS, STEPS, Start, Step, Trajectory, ascend, starting_point
+from marl_aajr.core.ascent import AUTO, STEPS, Step, Trajectory, ascend
 from marl_aajr.core.channels import Channels, held_together
 from marl_aajr.core.checks import (
     Schedule,
@@ -31,6 +31,7 @@ from marl_aajr.core.distributions import ActionDistribution
 from marl_aajr.core.jacobian import BACKENDS, Backend
 from marl_aajr.core.objectives import EVERYTHING, Need, Objective
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.starts import STARTS, Start, starting_point
 from marl_aajr.core.threat import Norm, PerturbationSet
 from marl_aajr.core.token_network import check_radius
 from marl_aajr.regularizers.regularizer import Regularizer

@@ -39,15 +39,13 @@ from marl_aajr.core.end_of_ascent import Ascended, end_of_ascent, from_both_side
 from marl_aajr.core.environment_values import agent_names
 from marl_aajr.core.objectives import Need, Objective, ObjectiveLike, make_objective
 from marl_aajr.core.policy import Policy
+from marl_aajr.core.starts import near_observations
 from marl_aajr.core.threat import PerturbationSet, PerturbationSets, SetNorm
 from marl_aajr.core.word_budget import WordBudget
 
 CriticReads = Literal["clean", "seen"]
 KeptPath = Literal["none", "one", "all"]
 AscentStep = Literal["auto", "sign", "normalized", "raw"]
-
-_NUDGE = 0.01
-"""Radius of the two starts, as a fraction of ε, where the objective is flat at δ = 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,5 +290,5 @@ class RolloutAttack:
         with policy.fixed():
             if not objective.flat_at_zero:
                 return end_of_ascent(policy, obs, objective, perturbations, **how)
-            near = self.perturbations(_NUDGE * epsilon).sample(obs, generator=generator)
+            near = near_observations(perturbations, obs, generator=generator)
             return from_both_sides(policy, obs, objective, perturbations, start=near, how=how)
