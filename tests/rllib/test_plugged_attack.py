@@ -15,6 +15,7 @@ from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 from marl_aajr import AAJR, robustify
 from marl_aajr.rllib.plugin.attacked_episodes import complaint
 from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS, ROLLOUTS_KEY
+from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from tests.rllib.policy_modules import PlainModule
 from tests.rllib.recorder import Recorder, chunks, key, moved, runner_of
@@ -35,6 +36,20 @@ def test_clean_observations_are_kept_over_the_end_of_an_episode(configure: Any) 
         true = np.stack(recorder.true[key(one)][one.t_started :][: len(one)])
         assert np.array_equal(one.get_extra_model_outputs(CLEAN_OBS), true)
         assert np.abs(one.get_observations()[:-1] - true).max() > 0.9 * EPSILON
+
+
+def test_an_agent_may_end_one_step_before_its_episode() -> None:
+    """Whoever no longer acts is given nothing beside decisions, whose last step would be refused by RLlib."""
+    endings = {"a": (2, "terminated"), "b": (3, "terminated"), "c": (3, "truncated")}
+    config = several().environment(register("tests.rllib.env_runs:scripted", kwargs={"endings": endings}))
+    runner = runner_of(robustify(config, AAJR(), rollouts=ATTACK))
+    recorder = Recorder(runner)
+    parts = chunks(runner, num_timesteps=12)
+    assert sorted(key(one)[1] for one in parts if one.is_done) == sorted("abc" * 4)
+    for one in parts:
+        assert len(one) == endings[one.agent_id][0]
+        true = np.stack(recorder.true[key(one)][: len(one)])
+        assert np.array_equal(one.get_extra_model_outputs(CLEAN_OBS), true)
 
 
 def keeps_clean(config: AlgorithmConfig) -> bool:

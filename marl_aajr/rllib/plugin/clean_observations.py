@@ -37,6 +37,9 @@ class CleanObservations(ConnectorV2):
         if noted is None:
             return batch
         for one in self.single_agent_episode_iterator(episodes):
+            # Of agents that have just ended RLlib still has an observation, and takes nothing any more.
+            if one.is_done:
+                continue
             true = noted.get(agent_of(one))
             # An episode of a single agent that begins with the next step has no decision to keep it beside.
             if true is None and one.is_reset:
