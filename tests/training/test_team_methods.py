@@ -87,7 +87,8 @@ def test_atla_has_adversaries_for_the_named_teams_alone() -> None:
 def test_a_loss_off_policy_may_stand_beside_the_attack_of_the_other_side() -> None:
     off_policy = {"name": "off_policy_adversarial_training", "teams": ["good"]}
     built = build_config(tag(method=off_policy, rollouts={"teams": ["adversary"]}))
-    attacks = [rollouts_of(built, module) for module in ("agent", "adversary")]  # as the learner asks
+    ids = {agent: agent for agent in ("agent_0", *PURSUERS)}
+    attacks = [rollouts_of(built, module, ids) for module in ("agent", "adversary")]  # as the learner asks
     assert [None if attack is None else attack.agents for attack in attacks] == [None, PURSUERS]
     with pytest.raises(ValueError, match=r"method off_policy_adversarial_training, module 'agent': expected"):
         found(method=off_policy, rollouts={})
@@ -102,8 +103,10 @@ def test_a_loss_off_policy_may_stand_beside_the_attack_on_what_others_hear() -> 
             rollouts={"teams": ["adversary", "good"], "channels": ["messages"]},
         )
     )
-    assert rollouts_of(built, "agent") is None
-    assert rollouts_of(built, "adversary") is not None
+    names = ("leadadversary_0", "adversary_0", "adversary_1", "adversary_2", "agent_0", "agent_1")
+    ids = {agent: agent for agent in names}
+    assert rollouts_of(built, "agent", ids) is None
+    assert rollouts_of(built, "adversary", ids) is not None
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,21 @@ def structures_before_flattening(algorithm: Algorithm) -> list[Any]:
     return next((structures for structures in found if structures), [])
 
 
+def agent_ids(algorithm: Algorithm) -> list[Any]:
+    """The environment's own keys of all agents; none in an environment of a single agent."""
+    group = algorithm.env_runner_group
+    found = group.foreach_env_runner(agent_ids_of) if group is not None else []
+    return next((ids for ids in found if ids), [])
+
+
+def agent_ids_of(runner: Any) -> list[Any]:
+    """The same of one env runner's; none where it has no environment."""
+    env = getattr(runner, "env", None)
+    if env is None or not isinstance(runner, MultiAgentEnvRunner):
+        return []
+    return list(env.envs[0].unwrapped.possible_agents)
+
+
 def connectors_of(runner: Any) -> list[Any]:
     """The pieces of an env runner's env-to-module pipeline, in order."""
     return list(getattr(getattr(runner, "_env_to_module", None), "connectors", ()))

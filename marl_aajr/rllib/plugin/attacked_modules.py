@@ -16,7 +16,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from marl_aajr.core.channels import NO_CHANNELS, Channels
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.environment_values import agent_name
-from marl_aajr.rllib.internals.algorithms import connectors_of, structures_of
+from marl_aajr.rllib.internals.algorithms import agent_ids_of, connectors_of, structures_of
 from marl_aajr.rllib.plugin.observation_layout import flat_layout
 from marl_aajr.rllib.sampling.acting_policy import ActingModule, check_acting
 from marl_aajr.rllib.sampling.batch_env import ask
@@ -80,9 +80,9 @@ class AttackedModules:
                 raise ValueError(f"expected no {name} in a single-agent environment, got {given[name]}")
             self.known(runner, DEFAULT_MODULE_ID, runner.module.unwrapped())
             return
-        ids = runner.env.envs[0].unwrapped.possible_agents
+        ids = {agent_name(i): i for i in agent_ids_of(runner)}
         groups: dict[str, list[str]] = defaultdict(list)
-        for agent, module in ask({agent_name(i): i for i in ids}, runner.config.policy_mapping_fn).items():
+        for agent, module in ask(ids, runner.config.policy_mapping_fn).items():
             groups[module].append(agent)
         of_module = {module: tuple(agents) for module, agents in groups.items()}
         for name, places in attacked_members(self._attack, of_module, observed(runner)).items():

@@ -6,7 +6,7 @@ regularizer's term joins its module's loss; `RegularizedModule` computes the ter
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import cache
 from typing import Any
 
@@ -52,6 +52,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
         # Learner.build calls hooks that read these.
         self._regularized: dict[str, RegularizedModule] = {}
         self._structures: list[Any] = []
+        self._ids: Mapping[str, Any] | None = None
         self._timestep = self._updates = 0
         self._begun = False
         self._clean_batch: dict[str, dict[str, Any]] = {}
@@ -74,7 +75,7 @@ class RobustLearnerMixin(ResumableLearnerMixin):
             if known is not None and known.module is module:
                 self._regularized[module_id] = known
             elif module_id in trained and regularizer is not None:
-                check_beside(regularizer, rollouts_of(self.config, module_id))
+                self._check_beside(module_id, regularizer)
                 self._regularized[module_id] = RegularizedModule(
                     module_id,
                     regularizer,
@@ -85,11 +86,25 @@ class RobustLearnerMixin(ResumableLearnerMixin):
                 )
                 self._follow(module_id)
 
-    def follow(self, structures: list[Any]) -> None:
-        """See `RegularizedModule.follow`; also for modules that are yet to come."""
-        self._structures = structures
-        for module_id in self._regularized:
+    def follow(self, structures: list[Any], ids: Mapping[str, Any]) -> None:
+        """What the env runners know, also for modules that are yet to come.
+
+        Args:
+            structures: See `RegularizedModule.follow`.
+            ids: The environment's own keys of all agents, by their names.
+
+        Raises:
+            ValueError: Observations that cannot be followed, or a regularizer that the rollouts contradict.
+        """
+        self._structures, self._ids = structures, ids
+        for module_id, known in self._regularized.items():
+            self._check_beside(module_id, known.regularizer)
             self._follow(module_id)
+
+    def _check_beside(self, module_id: str, regularizer: Regularizer) -> None:
+        attack = self.config.learner_config_dict.get(ROLLOUTS_KEY)
+        if self._ids is not None or attack is None or attack.agents is None:
+            check_beside(regularizer, rollouts_of(self.config, module_id, self._ids or {}))
 
     def _follow(self, module_id: str) -> None:
         try:
@@ -232,17 +247,22 @@ def robust_learner_class(base: type[TorchLearner]) -> type[TorchLearner]:
     return type(f"Robust{base.__name__}", (RobustLearnerMixin, base), {"__doc__": base.__doc__})
 
 
-def rollouts_of(config: Any, module_id: str) -> RolloutAttack | None:
+def rollouts_of(config: Any, module_id: str, ids: Mapping[str, Any]) -> RolloutAttack | None:
     """The attack that agents of a module act under, by the configuration of a learner.
 
-    It knows the attacked agents by their names, and not what they observe: under an attack on channels that
-    names none, every module counts.
+    It does not know what agents observe: under an attack on channels that names none, every module counts.
+
+    Args:
+        config: The configuration.
+        module_id: The module.
+        ids: The environment's own keys of all agents, by their names: a mapping knows no others. Where it
+            lacks an attacked one, every module counts.
     """
     attack: RolloutAttack | None = config.learner_config_dict.get(ROLLOUTS_KEY)
-    if attack is None or attack.agents is None:
+    if attack is None or attack.agents is None or not ids.keys() >= set(attack.agents):
         return attack
     try:
-        attacked = ask({agent: agent for agent in attack.agents}, config.policy_mapping_fn)
+        attacked = ask({agent: ids[agent] for agent in attack.agents}, config.policy_mapping_fn)
     except (AssertionError, AttributeError, LookupError, TypeError, ValueError):
-        return attack  # A user's function may know other keys than names.
+        return attack  # A user's function may ask an episode that has begun.
     return attack if module_id in attacked.values() else None

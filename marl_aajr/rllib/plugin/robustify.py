@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
@@ -15,8 +16,10 @@ from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.utils import force_list
 
 from marl_aajr.core.checks import is_search_space
+from marl_aajr.core.environment_values import named
 from marl_aajr.regularizers.regularizer import Regularizer
 from marl_aajr.rllib.internals.algorithms import (
+    agent_ids,
     env_to_module_connector,
     module_to_env_connector,
     structures_before_flattening,
@@ -109,15 +112,20 @@ def _add(config: AlgorithmConfig, regularizer: Any) -> None:
         regularizer = _checked(regularizer, known=sorted(config.policies))
     given = {REGULARIZERS_KEY: regularizer}
     config.learners(learner_class=robust_learner_class(base), learner_config_dict=given)
-    callbacks = [c for c in force_list(config.callbacks_on_algorithm_init) if c is not _tell_structures]
-    config.callbacks(on_algorithm_init=[*callbacks, _tell_structures])
+    callbacks = [c for c in force_list(config.callbacks_on_algorithm_init) if c is not _tell_learners]
+    config.callbacks(on_algorithm_init=[*callbacks, _tell_learners])
 
 
-def _tell_structures(*, algorithm: Any, **_: Any) -> None:
-    """Tell the learners what observations were before connectors flattened them."""
-    structures = structures_before_flattening(algorithm)
-    for result in algorithm.learner_group.foreach_learner(lambda learner, **_: learner.follow(structures)):
+def _tell_learners(*, algorithm: Any, **_: Any) -> None:
+    """Tell the learners what observations were before connectors flattened them, and who the agents are."""
+    structures, ids = structures_before_flattening(algorithm), named({i: i for i in agent_ids(algorithm)})
+    tell = partial(_follow, structures=structures, ids=ids)
+    for result in algorithm.learner_group.foreach_learner(tell):
         result.get()
+
+
+def _follow(learner: Any, *, structures: list[Any], ids: Mapping[str, Any], **_: Any) -> None:
+    learner.follow(structures, ids)
 
 
 def _checked(mapping: Mapping[str, Regularizer], *, known: list[str]) -> dict[str, Regularizer]:
