@@ -12,8 +12,8 @@ from marl_aajr.core.distributions import from_space
 from marl_aajr.core.environment_values import split
 from marl_aajr.core.objectives import EVERYTHING, Need
 from marl_aajr.rllib.plugin.observation_layout import chosen_parts
-from marl_aajr.rollout.attack.attacked_play import attacked_members
 from marl_aajr.rollout.attack.beside_regularizers import check_beside
+from marl_aajr.rollout.attack.members import attacked_members
 from marl_aajr.rollout.attack.on_words import attack_on, check_observations
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.training.atla import ATLA

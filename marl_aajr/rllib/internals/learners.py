@@ -145,12 +145,6 @@ def plain_optimization(config: AlgorithmConfig) -> bool:
     )
 
 
-def surely_trains(config: AlgorithmConfig, module_id: str) -> bool:
-    """Whether a configuration trains a module, as far as it says so before there is a batch."""
-    trained = config.policies_to_train
-    return trained is None or (not callable(trained) and module_id in trained)
-
-
 def train_batch(learner: Learner, training_data: TrainingData) -> MultiAgentBatch:
     """Begin an update: its train batch, through the connectors, on the device, without frozen modules."""
     learner._weights_seq_no += 1

@@ -41,6 +41,7 @@ from marl_aajr.rllib.sampling.acting_policy import (
     FilterStatistics,
     HeldColumns,
     acting_rows,
+    device_of,
     memory_in,
 )
 from marl_aajr.rllib.sampling.observation_filter import Moments, ObservationNormalizer
@@ -158,7 +159,7 @@ class AttackedEpisodes(ConnectorV2):
         self, runner: Any, episodes: list[Any], copies: AttackedCopies
     ) -> dict[str, list[tuple[Any, int]]]:
         """By module the single-agent episodes whose last observation is attacked, each with its copy."""
-        hit, chosen, channels = copies.hit(), self._attack.agents, self._attack.channels
+        hit, channels = copies.hit(), self._attack.channels
         known = NO_CHANNELS if channels is None else observed(runner)
         rows: dict[str, list[tuple[Any, int]]] = defaultdict(list)
         for episode in episodes:
@@ -166,9 +167,10 @@ class AttackedEpisodes(ConnectorV2):
             if copy >= copies.reach or (hit is not None and not hit[copy]):
                 continue
             for one in self.single_agent_episode_iterator([episode]):
-                agent = agent_name(one.agent_id)
-                if (chosen is None or agent in chosen) and who_observes(channels, known, [agent]):
-                    rows[one.module_id or DEFAULT_MODULE_ID].append((one, copy))
+                agent, module = agent_name(one.agent_id), one.module_id or DEFAULT_MODULE_ID
+                attacks = self._modules.attacks(runner, agent, module)
+                if attacks and who_observes(channels, known, [agent]):
+                    rows[module].append((one, copy))
         return rows
 
     def _attempt(
@@ -184,7 +186,7 @@ class AttackedEpisodes(ConnectorV2):
         if moments is not None and not moments.spread:
             return Attempt(lambda _: None)  # ε has no size yet in the units of the filter.
         acting.weights_changed()  # The algorithm gives the runner new ones, and does not tell.
-        device = next(module.parameters()).device
+        device = device_of(module)
         rows = EpisodeRows(episodes, device)
         memory = memory_in(module, rows.episodes, device) if acting.recurrent else None
         filtered = None if moments is None else FilterStatistics.of(moments, acting.width, like=rows.obs)

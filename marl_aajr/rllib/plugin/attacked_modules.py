@@ -20,7 +20,8 @@ from marl_aajr.rllib.internals.algorithms import agent_ids_of, connectors_of, st
 from marl_aajr.rllib.plugin.observation_layout import flat_layout
 from marl_aajr.rllib.sampling.acting_policy import ActingModule, check_acting
 from marl_aajr.rllib.sampling.batch_env import ask
-from marl_aajr.rollout.attack.attacked_play import attacked_members
+from marl_aajr.rllib.trained_modules import may_train
+from marl_aajr.rollout.attack.members import attacked_members
 from marl_aajr.rollout.attack.on_words import attack_on
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
@@ -63,6 +64,11 @@ class AttackedModules:
         places = set(layout.places.tolist())
         return replace(self._attack, mask=tuple(i in places for i in range(space.shape[0])))
 
+    def attacks(self, runner: Any, agent: str, module: str) -> bool:
+        """Whether an agent that acts by a module is attacked; see `RolloutAttack.agents`."""
+        chosen = self._attack.agents
+        return may_train(runner.config, module) if chosen is None else agent in chosen
+
     def check(self, runner: Any) -> None:
         """Raise `ValueError` for a runner that cannot be attacked."""
         self._attack.check_copies(runner.num_envs)
@@ -85,7 +91,9 @@ class AttackedModules:
         for agent, module in ask(ids, runner.config.policy_mapping_fn).items():
             groups[module].append(agent)
         of_module = {module: tuple(agents) for module, agents in groups.items()}
-        for name, places in attacked_members(self._attack, of_module, observed(runner)).items():
+        trained = [module for module in of_module if may_train(runner.config, module)]
+        members = attacked_members(self._attack, of_module, observed(runner), trained=trained)
+        for name, places in members.items():
             agents = [of_module[name][i] for i in places]
             self.known(runner, name, runner.module[name].unwrapped(), agents)
 

@@ -29,13 +29,13 @@ from marl_aajr.rllib.internals.learners import (
     check_all_have_rows,
     in_step,
     learner_index,
-    surely_trains,
 )
 from marl_aajr.rllib.plugin.epoch_weights import rows_in
 from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY, copied
 from marl_aajr.rllib.plugin.regularized_module import RegularizedModule
 from marl_aajr.rllib.plugin.update_report import Report
 from marl_aajr.rllib.sampling.batch_env import ask
+from marl_aajr.rllib.trained_modules import surely_trains
 from marl_aajr.rollout.attack.beside_regularizers import check_beside
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 

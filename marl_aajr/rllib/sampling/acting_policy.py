@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from math import prod
 from typing import Any, Self
 
@@ -17,6 +18,7 @@ import torch
 import tree
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI
+from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor, nn
 
@@ -213,16 +215,32 @@ def check_acting(acting: ActingModule, name: str, attack: RolloutAttack) -> None
         check_observations(attack, box.dtype, reads_words=acting.reader is not None)
         attack.check(acting.distribution, offers={"critic"} if acting.has_critic else ())
         attack.check_memory(acting.recurrent)
-        rows = torch.zeros(1, acting.width, device=next(acting.module.parameters()).device)
+        rows = torch.zeros(1, acting.width, device=device_of(acting.module))
         attack.perturbations(1.0).project(rows, rows)
         held = HeldColumns(memory=initial_memory(acting.module, rows) if acting.recurrent else None)
-        if acting.reader is None and not differentiable(ActingPolicy(acting, held), rows):
+        if acting.reader is None and not _has_gradient(ActingPolicy(acting, held), rows):
             raise ValueError(
                 "expected a module whose outputs have a gradient by its observations, got "
                 f"{type(acting.module).__name__}; name the agents of other modules: agents=[...]"
             )
     except ValueError as error:
         raise ValueError(f"rollouts under attack, module {name!r}: {error}") from None
+
+
+def _has_gradient(policy: ActingPolicy, rows: Tensor) -> bool:
+    try:
+        return differentiable(policy, rows)
+    except RuntimeError as error:
+        if "requires grad" in str(error):  # Heuristics turn what they see into arrays.
+            return False
+        raise
+
+
+def device_of(module: RLModule) -> torch.device:
+    """The device of a module's numbers; of one that has none, which may be no torch module, the CPU."""
+    numbers = chain(module.parameters(), module.buffers()) if isinstance(module, nn.Module) else iter(())
+    first = next(numbers, None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def initial_memory(module: TorchRLModule, rows: Tensor) -> Tree:

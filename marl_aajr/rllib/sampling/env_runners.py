@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,12 @@ from marl_aajr.rllib.internals.algorithms import (
     registered_creator,
     stale_connector_settings,
 )
-from marl_aajr.rllib.internals.learners import surely_trains
 from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, BatchSpaces, ask, module_of_agents
 from marl_aajr.rllib.sampling.env import EnvCreator
 from marl_aajr.rllib.sampling.episode_metrics import SamplingMetrics
 from marl_aajr.rllib.sampling.module_policies import ModulePolicies
 from marl_aajr.rllib.sampling.run_env_runner import RunEnvRunner
+from marl_aajr.rllib.trained_modules import may_train, surely_trains
 from marl_aajr.rollout.attack.attacked_play import AttackedPlay
 from marl_aajr.rollout.batched_env import BatchedEnv
 from marl_aajr.rollout.collector import Collector, agent_groups
@@ -54,8 +54,8 @@ class FastEnvRunner(RunEnvRunner):
 
     Callbacks of episodes are not called, because there are none; RLlib's metrics of them are there.
 
-    Where modules or the mapping of agents to them change (`Algorithm.add_module`, `remove_module`), the next
-    sample begins new episodes in all copies.
+    Where modules, the mapping of agents to them or, under attack, which of them are trained change
+    (`Algorithm.add_module`, `remove_module`), the next sample begins new episodes in all copies.
 
     Sampling is a function of the seed: of `config.seed` and the runner's index, or of the one that was
     given to `start_afresh`, and of the weights.
@@ -68,6 +68,7 @@ class FastEnvRunner(RunEnvRunner):
         self._collector: Collector | None = None
         self._mapping: Any = None
         self._module_of: dict[str, str] = {}
+        self._trained: frozenset[str] = frozenset()
         self._generator = torch.Generator()
         self._begun: tuple[int, int] = (0, 0)
         super().__init__(config=config, **kwargs)
@@ -214,7 +215,7 @@ class FastEnvRunner(RunEnvRunner):
             self._mapping, self._module_of = mapping, module_of
         module_of = self._module_of
         self._check_modules()
-        if self._collector is not None:
+        if self._collector is not None and self._attacks_whom_it_should(self._collector):
             return self._collector, self._players, False
         normalizer = self.normalizer
         if normalizer is not None and self.config.in_evaluation:
@@ -239,11 +240,21 @@ class FastEnvRunner(RunEnvRunner):
             return None
         groups = agent_groups(batch, module_of)
         place, channels = self.place, batch.channels
-        play = AttackedPlay(settings, groups, batch.num_envs, self._players, place, channels=channels)
+        trained = self._trained = self._may_train(groups)
+        play = AttackedPlay(
+            settings, groups, batch.num_envs, self._players, place, channels=channels, trained=trained
+        )
         self._players.module = self.module
         for module in play.modules:
             self._players.check_attack(module, play.attack_on(module))
         return play
+
+    def _may_train(self, modules: Iterable[str]) -> frozenset[str]:
+        return frozenset(name for name in modules if may_train(self.config, name))
+
+    def _attacks_whom_it_should(self, collector: Collector) -> bool:
+        """Whether the modules that are trained are those of when the attack was made; they may change."""
+        return collector.attack is None or self._may_train(collector.groups) == self._trained
 
     def _seed_attack(self, collector: Collector) -> None:
         """The attack's random numbers: by the seed, which is of a runner and a checkpoint, and the sample."""

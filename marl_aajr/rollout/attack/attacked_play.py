@@ -14,16 +14,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from marl_aajr.core.channels import NO_CHANNELS, Channels, check_channels, who_observes
+from marl_aajr.core.channels import NO_CHANNELS, Channels
 from marl_aajr.core.end_of_ascent import Ascended
 from marl_aajr.core.policy import Tree, where_rows
 from marl_aajr.rollout.attack.attackable import ActingRows, AttackablePolicies
 from marl_aajr.rollout.attack.attacked_copies import AttackedCopies
 from marl_aajr.rollout.attack.attacked_metrics import AttackedDecisions, attack_metrics
 from marl_aajr.rollout.attack.kept_path import KEPT, kept_path
+from marl_aajr.rollout.attack.members import attacked_members
 from marl_aajr.rollout.attack.on_words import attack_on
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
-from marl_aajr.rollout.attack.worst_agents import Attempt, check_worst_agents, objective_gain, settled
+from marl_aajr.rollout.attack.worst_agents import Attempt, objective_gain, settled
 from marl_aajr.rollout.fragments import ModuleFragment
 from marl_aajr.rollout.rollout_buffer import StepInputs
 
@@ -41,6 +42,7 @@ class AttackedPlay:
         policies: Their policies.
         device: Of the batch.
         channels: What the agents observe, by agent, where the attack is held to channels.
+        trained: The modules that are trained; None: all.
 
     Attributes:
         attack: The same.
@@ -59,11 +61,12 @@ class AttackedPlay:
         device: torch.device,
         *,
         channels: Mapping[str, Channels] = NO_CHANNELS,
+        trained: Collection[str] | None = None,
     ) -> None:
         attack.check_copies(num_envs)
         self.attack = attack
         self.copies = AttackedCopies(attack, num_envs, device)
-        self._members = attacked_members(attack, groups, channels)
+        self._members = attacked_members(attack, groups, channels, trained=trained)
         self._observe = {
             module: {groups[module][i]: channels.get(groups[module][i], {}) for i in places}
             for module, places in self._members.items()
@@ -269,31 +272,3 @@ class AttackedPlay:
             copies = torch.arange(self.copies.reach, device=self._device)
             self._places[key] = (agents[:, None] * self._num_envs + copies).flatten()
         return self._places[key]
-
-
-def attacked_members(
-    attack: RolloutAttack,
-    groups: Mapping[str, tuple[str, ...]],
-    channels: Mapping[str, Channels] = NO_CHANNELS,
-) -> dict[str, tuple[int, ...]]:
-    """Of each module that has some, the places of the attacked agents among its agents.
-
-    Raises:
-        ValueError: Unknown agents, channels that none of them observes, or too few for the worst k of them.
-    """
-    known = [agent for agents in groups.values() for agent in agents]
-    if unknown := [agent for agent in attack.agents or () if agent not in known]:
-        raise ValueError(
-            f"expected agents out of {', '.join(known)} to attack in the rollouts, got {', '.join(unknown)}"
-        )
-    chosen: Collection[str] = known if attack.agents is None else attack.agents
-    if attack.channels is not None:
-        check_channels(attack.channels, channels, chosen, env="the rollouts")
-        chosen = who_observes(attack.channels, channels, chosen)
-    members = {
-        module: tuple(i for i, agent in enumerate(agents) if agent in chosen)
-        for module, agents in groups.items()
-    }
-    members = {module: places for module, places in members.items() if places}
-    check_worst_agents(attack, {m: [groups[m][i] for i in places] for m, places in members.items()})
-    return members

@@ -79,7 +79,8 @@ class RolloutAttack:
         high: upper bound of perturbed observations, a number or one per feature; None: none.
         channels: names of what can be perturbed, such as `[messages]`, as the environment has them; agents
             that observe none of them are not attacked; None: all of it.
-        agents: the attacked agents; None: all.
+        agents: the attacked agents, whoever they act by; None: all whose modules are trained. Opponents
+            that are not (`policies_to_train`) see the truth: a team should not train against misled ones.
         worst_agents: k ≥ 1, fewer than the attacked agents: in each step of each copy, the k whose objective
             rises most see what the adversary shows them, the others the truth
             (`marl_aajr.rollout.attack.worst_agents` says how gains compare); None: all of them.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.objectives import KL, Margin
 from marl_aajr.core.policy import ModulePolicy
-from marl_aajr.rollout.attack.attacked_play import attacked_members
+from marl_aajr.rollout.attack.members import attacked_members
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.attack.worst_agents import Attempt, largest_in_each, objective_gain, settled
 
