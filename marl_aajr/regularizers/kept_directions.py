@@ -42,6 +42,7 @@ def staleness(
 
         cos(u, M ∇g(δ)),   M = mask · scale
 
+    Of ∇g count the features in which u is not 0: a filter in the rollouts clips some, and nobody here knows.
     `direction_cosine` is averaged over the minibatches of an update, 0 where no row has both;
     `direction_cosine_min` is the smallest.
 
@@ -58,6 +59,7 @@ def staleness(
     _, v = value_and_gradient(g, some.obs, delta, mask=some.mask)
     if (preconditioner := perturbations.preconditioner(v)) is not None:
         v = v * preconditioner
+    v = v.where(kept != 0, 0.0)
     lengths = torch.linalg.vector_norm(v, dim=-1)
     both = (lengths > torch.finfo(v.dtype).tiny) & (kept.square().sum(-1) > 0)
     cosine = (v * kept).sum(-1) / lengths.where(both, torch.inf)

@@ -167,7 +167,8 @@ class AttackedPlay:
         rows = self._policies.acting(module, part(given.obs), mask, self._places_of(module))
         epsilon, keeps = self.copies.radius(len(agents)), self.attack.path != "none"
         found = self._ascend(module, rows, epsilon, keep_path=keeps)
-        path = kept_path(self.attack, found, rows.scale, generator=self.copies.generator) if keeps else None
+        draw = self.copies.generator
+        path = kept_path(self.attack, found, rows, part(clean), generator=draw) if keeps else None
         hit = self._hit(len(agents))
         if not given.all_act:
             acts = part(given.acts)
