@@ -65,9 +65,10 @@ class AAJR(JacobianPenalty):
             cheaper penalty, without derivatives of the network.
         directions: path along which is penalised: `"fresh"`, of an ascent at each regularised minibatch (one
             an epoch by default), that of the `"rollout"`, which was played under attack: the learner then
-            runs no ascent, the attack's settings say how far the path goes, and means are over the attacked
-            rows; or `"epoch"`, of an ascent on the policy as it was when the epoch began. An epoch comes to
-            each row once, so that this saves no ascent: it tells what staleness does.
+            runs no ascent, the attack's settings say how far the path goes (also mask, scale and channels,
+            where these are None here), and means are over the attacked rows; or `"epoch"`, of an ascent on
+            the policy as it was when the epoch began. An epoch comes to each row once, so that this saves no
+            ascent: it tells what staleness does.
         measured: whether gains are reported while λ = κ = 0, too: with `coefficient: 0`, those of plain PPO,
             which trains as ever, bit for bit.
         output: φ, output whose sensitivity counts: `"logits"`, `"mean"`, `"probs"`, `"fisher"` or

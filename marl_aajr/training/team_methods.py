@@ -15,6 +15,7 @@ from marl_aajr.core.channels import check_channels, who_observes
 from marl_aajr.core.checks import grouped
 from marl_aajr.core.environment_values import split
 from marl_aajr.regularizers import Regularizer
+from marl_aajr.rollout.attack.beside_regularizers import taking_over
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from marl_aajr.rollout.teams import check_teams
 from marl_aajr.training.atla import ATLA
@@ -73,12 +74,16 @@ def team_methods(config: RunConfig, mapping: PolicyMapping) -> TeamMethods:
             )
     methods = {module: by_team[teams[0]] for module, teams in of_module.items()}
     found = {module: method.regularizer(env_steps=config.env_steps) for module, method in methods.items()}
+    # Before channels become masks, which only a run can make of them.
+    taken = {
+        module: taking_over(each, config.attack, "mask", "scale", "channels")
+        for module, each in found.items()
+        if each is not None
+    }
     atla = _against(config.atla, those_of(ATLA.name), mapping.teams)
     return TeamMethods(
         methods=methods,
-        regularizers=_on_channels(
-            {module: each for module, each in found.items() if each is not None}, mapping, env=env
-        ),
+        regularizers=_on_channels(taken, mapping, env=env),
         attack=_reaching(_against(config.attack, attacked, mapping.teams), mapping, env=env),
         atla=_reaching(atla, mapping, env=env),
     )

@@ -77,3 +77,14 @@ def test_aajr_follows_the_path_of_play(points: Any) -> None:
     assert kept["penalty"] == pytest.approx(fresh["penalty"], rel=0.02)
     assert kept["direction_cosine"] > 0.99
     assert kept["loss_share"] == pytest.approx(fresh["loss_share"], rel=0.02)
+
+
+def test_the_learner_knows_what_the_rollouts_may_move() -> None:
+    """Fresh directions M ∇g, with which it compares kept ones, have the same mask and scale."""
+    limits: Any = {"mask": (True,) * 4 + (False,) * 14, "scale": (2.0,) * 18}
+    configured = robustify(config(), AAJR(directions="rollout", objective="margin"))
+    configured = fast(configured, OURS, rollouts=RolloutAttack(path="one", **limits))
+    spaces = runner(configured.copy(copy_frozen=False), OURS, rollouts=RolloutAttack()).get_spaces()
+    learner = configured.build_learner(env=None, spaces=spaces)
+    own = learner._regularized["agent"].regularizer
+    assert {name: getattr(own, name) for name in limits} == limits

@@ -158,7 +158,8 @@ def test_aajr_along_the_path_of_play_is_held_to_the_same_channels() -> None:
     """By the features that they are: a run knows which."""
     along = {"name": "aajr", "directions": "rollout", "objective": "margin"}
     heard = {"channels": ["messages"]}
-    build_config(listening(method=along | heard, rollouts=heard))
+    for method in (along | heard, along):
+        build_config(listening(method=method, rollouts=heard))
     with pytest.raises(ValueError, match=r"'listener': expected the mask of the rollouts, \(F.* got \("):
         build_config(listening(method=along | {"channels": ["landmarks"]}, rollouts=heard))
 

@@ -36,7 +36,7 @@ from marl_aajr.rllib.plugin.regularized_module import RegularizedModule
 from marl_aajr.rllib.plugin.update_report import Report
 from marl_aajr.rllib.sampling.batch_env import ask
 from marl_aajr.rllib.trained_modules import surely_trains
-from marl_aajr.rollout.attack.beside_regularizers import check_beside
+from marl_aajr.rollout.attack.beside_regularizers import check_beside, taking_over
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 REGULARIZERS_KEY = "marl_aajr_regularizers"
@@ -75,6 +75,8 @@ class RobustLearnerMixin(ResumableLearnerMixin):
             if known is not None and known.module is module:
                 self._regularized[module_id] = known
             elif module_id in trained and regularizer is not None:
+                attack = self.config.learner_config_dict.get(ROLLOUTS_KEY)
+                regularizer = taking_over(regularizer, attack, "mask", "scale")
                 self._check_beside(module_id, regularizer)
                 self._regularized[module_id] = RegularizedModule(
                     module_id,

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from dataclasses import replace
+from typing import NoReturn, TypeGuard
 
 from marl_aajr.core.ascent import steepest
 from marl_aajr.core.checks import maximum
 from marl_aajr.regularizers.aajr import AAJR
-from marl_aajr.regularizers.regularizer import Regularizer
+from marl_aajr.regularizers.regularizer import Regularizer, Sum
 from marl_aajr.rollout.attack.rollout_attack import KeptPath, RolloutAttack
+
+
+def taking_over(regularizer: Regularizer, rollouts: RolloutAttack | None, *names: str) -> Regularizer:
+    """The same with these settings of the rollouts where aajr follows their path, and has none of its own.
+
+    They are limits: `"mask"`, `"scale"` or `"channels"`.
+    """
+    if isinstance(regularizer, Sum):
+        members = tuple(taking_over(member, rollouts, *names) for member in regularizer.members)
+        return replace(regularizer, members=members)
+    if rollouts is None or not _follows(regularizer):
+        return regularizer
+    missing = [name for name in names if getattr(regularizer, name) is None]
+    return replace(regularizer, **{name: getattr(rollouts, name) for name in missing})
+
+
+def _follows(regularizer: Regularizer | None) -> TypeGuard[AAJR]:
+    return isinstance(regularizer, AAJR) and regularizer.directions == "rollout"
 
 
 def check_beside(regularizer: Regularizer, rollouts: RolloutAttack | None) -> None:
@@ -20,7 +39,7 @@ def check_beside(regularizer: Regularizer, rollouts: RolloutAttack | None) -> No
                 f"{member!r}: actions are drawn at the perturbed observations, and say nothing of others; "
                 "set its adversarial_weight to 0, or play without attack"
             )
-        if isinstance(member, AAJR) and member.directions == "rollout":
+        if _follows(member):
             _check_path(member, rollouts)
 
 
@@ -66,6 +85,6 @@ def _refuse(name: str, own: object, theirs: object) -> NoReturn:
 def path_for(regularizer: Regularizer | None) -> KeptPath:
     """The points of an attack's path that a regularizer wants kept."""
     for member in getattr(regularizer, "members", (regularizer,)):
-        if isinstance(member, AAJR) and member.directions == "rollout":
+        if _follows(member):
             return member.points
     return "none"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from marl_aajr.regularizers import AAJR, make_regularizer
-from marl_aajr.rollout.attack.beside_regularizers import check_beside
+from marl_aajr.rollout.attack.beside_regularizers import check_beside, taking_over
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
 
@@ -66,3 +66,18 @@ def test_the_same_settings_and_none_are_taken() -> None:
     check_beside(along(channels=("messages",)), played(channels=("messages",)))
     check_beside(along(mask=(True, False)), played(channels=("messages",)))  # as in a run
     check_beside(AAJR(epsilon=0.5, norm="l2"), played())  # its own adversary
+
+
+def test_limits_that_aajr_does_not_set_are_those_of_the_rollouts() -> None:
+    limits: dict[str, Any] = {"mask": (True, False), "scale": (1.0, 2.0)}
+    rollouts, names = played(**limits), ("mask", "scale", "channels")
+    assert taking_over(along(), rollouts, *names) == along(**limits)
+    assert taking_over(along(), rollouts, "scale") == along(scale=(1.0, 2.0))
+    assert taking_over(along(), played(channels=("goal",)), *names) == along(channels=("goal",))
+    member = make_regularizer("smooth_policy")
+    assert taking_over(along() + member, rollouts, *names) == along(**limits) + member
+    own = along(mask=(False, True), scale=(1.0, 2.0))  # what is set is not replaced, but refused
+    assert taking_over(own, rollouts, *names) == own
+    for other in (member, AAJR()):
+        assert taking_over(other, rollouts, *names) == other
+    assert taking_over(along(), None, *names) == along()
