@@ -26,6 +26,24 @@ def check_model(model: nn.Module) -> None:
         )
 
 
+def check_embeddings(model: nn.Module, tokens: Tensor, embedded: Tensor) -> None:
+    """Raise `ValueError` unless what a model makes of tokens are rows of its table: what an adversary moves.
+
+    Some models scale them (Gemma), and adapters of the embeddings change them.
+
+    Args:
+        model: the model.
+        tokens: some tokens, `[B, L]`; the first sentence is looked at.
+        embedded: what the model's embedding layer makes of them, `[B, L, e]`.
+    """
+    layer: Any = model.get_input_embeddings()  # type: ignore[operator]
+    if not torch.equal(embedded[:1].detach(), layer.weight[tokens[:1]].detach()):
+        raise ValueError(
+            f"expected embeddings that are rows of the model's table, got {type(layer).__name__}, which "
+            "scales or changes them; use GPT-2, Llama, Mistral or Qwen, and adapters of other layers"
+        )
+
+
 def check_length(model: nn.Module, length: int) -> None:
     """Raise `ValueError` where sequences are longer than what a model can read."""
     settings: Any = model.config

@@ -3,7 +3,8 @@
     term = embedding_penalty(model, input_ids, attention_mask, regularizer=AAJR(epsilon=0.5, norm="l2"))
     (loss + term.loss).backward()
 
-It works with any causal model of Hugging Face, adapters of `peft` included, and in any loop (TRL, verl).
+It works with causal models of Hugging Face that do not scale their embeddings, adapters of `peft` included,
+and in any loop (TRL, verl).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from marl_aajr.core.distributions import Categorical
 from marl_aajr.core.objectives import Clean
 from marl_aajr.core.policy import Policy
 from marl_aajr.core.token_network import check_radius, neighbour_distance
-from marl_aajr.language.checks import check_length, check_model
+from marl_aajr.language.checks import check_embeddings, check_length, check_model
 from marl_aajr.language.models import positions
 from marl_aajr.regularizers.adversarial import Perturbing
 from marl_aajr.regularizers.jacobian_penalty import JacobianPenalty
@@ -103,7 +104,8 @@ def embedding_penalty(
         minibatch: how many came before, where one of several is regularised (`interval`); None: all are.
 
     Raises:
-        ValueError: a model without `inputs_embeds`, sequences longer than its context, ε in other units.
+        ValueError: a model without `inputs_embeds`, or that scales its embeddings; sequences longer than its
+            context, ε in other units.
     """
     check_model(model)
     check_length(model, input_ids.shape[-1])
@@ -122,7 +124,9 @@ def embedding_penalty(
         "rows": rows,
     }
     at = loss or outputs or _next_token(model, mask)
-    clean = at(model.get_input_embeddings()(columns["tokens"]), rows)  # type: ignore[operator]
+    embedded = model.get_input_embeddings()(columns["tokens"])  # type: ignore[operator]
+    check_embeddings(model, columns["tokens"], embedded)
+    clean = at(embedded, rows)
     clean = clean if clean.ndim > 1 else clean.unsqueeze(-1)
     policy = _Answers(model, at, columns, clean.shape[-1])
     check_radius(policy.embeddings, maximum(regularizer.epsilon))

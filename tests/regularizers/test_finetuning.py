@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from marl_aajr.core.token_network import neighbour_distance
 from marl_aajr.language import model_config
-from marl_aajr.language.models import new_model
+from marl_aajr.language.models import new_model, transformers
 from marl_aajr.regularizers import AAJR, SmoothPolicy, embedding_penalty
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +175,17 @@ def test_refusals(model: nn.Module, settings: dict[str, Any], match: str) -> Non
     given: dict[str, Any] = {"model": model, "input_ids": IDS, "regularizer": EVERY, **settings}
     with pytest.raises(ValueError, match=match):
         embedding_penalty(given.pop("model"), given.pop("input_ids"), **given)
+
+
+def test_a_model_that_scales_its_embeddings_is_refused() -> None:
+    """Gemma reads √e times the rows of its table, which an adversary would move unscaled."""
+    library = transformers()
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "head_dim": 4}
+    heads = dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 2)
+    settings = library.AutoConfig.for_model("gemma", vocab_size=7, **sizes, **heads)
+    gemma = library.AutoModelForCausalLM.from_config(settings)
+    with pytest.raises(ValueError, match="rows of the model's table, got GemmaTextScaledWordEmbedding"):
+        embedding_penalty(gemma, IDS, MASK, regularizer=EVERY)
 
 
 def test_the_example_lowers_the_gain() -> None:
