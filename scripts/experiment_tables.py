@@ -56,9 +56,12 @@ def game_of(config: str) -> str:
 
 
 def collect_again(runs: Sequence[Path], folder: Path) -> None:
-    """Write the curves of these runs, whose inner loop was measured again."""
+    """Add the curves of these runs, whose inner loop was measured again, to those of others."""
+    before = pyarrow.parquet.read_table(folder / AGAIN).to_pylist()
+    names = {run.name for run in runs}
     curves = [row for run in map(RunDirectory, runs) for row in _curves(run)]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(curves), folder / AGAIN)
+    rows = [row for row in before if row["run"] not in names] + curves
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / AGAIN)
 
 
 def _in_its_order(folder: StudyFolder) -> list[RunDirectory]:

@@ -15,8 +15,8 @@ method appears once it has been evaluated with every seed.
 
 --collect STUDY ... first gathers the tables from studies/pilot, or from the studies of minimax:
 training.parquet with the curves of finished runs, and the results.parquet of minimax without single episodes.
-Rows of games that none of these studies has played stay as they are. --again RUN ... gathers the runs of
-minimax whose inner loop was measured again.
+Rows of games that none of these studies has played stay as they are. --again RUN ... adds runs of minimax
+whose inner loop was measured again.
 """
 
 from __future__ import annotations
