@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import KeysView
+from types import FrameType
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -40,6 +42,24 @@ def ordered(episode: MultiAgentEpisode) -> MultiAgentEpisode:
     # RLlib names the class outright wherever it makes an episode.
     episode.__class__ = OrderedEpisode
     return episode
+
+
+def samples_to_train(runner: Any) -> bool:
+    """Whether the sample that an env runner makes just now, in a call further up, is one to train on.
+
+    RLlib's algorithms ask for those without saying how much. `Algorithm.evaluate` asks for episodes or steps,
+    of the runner of training where there is none of evaluation, and tells it nothing else; whoever asks for
+    episodes or for random actions does not train on them either.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_name
+        asked = frame.f_locals if name == "sample" else {}
+        more = asked.get("num_episodes") is not None or bool(asked.get("random_actions"))
+        if name == "_evaluate_on_local_env_runner" or (more and asked.get("self") is runner):
+            return False
+        frame = frame.f_back
+    return True
 
 
 _T = TypeVar("_T")

@@ -32,6 +32,7 @@ from marl_aajr.rllib.internals.algorithms import (
     connectors_of,
     runner_of_connectors,
 )
+from marl_aajr.rllib.internals.runners import samples_to_train
 from marl_aajr.rllib.plugin.attacked_measures import AttackedMeasures
 from marl_aajr.rllib.plugin.attacked_modules import AttackedModules, observed
 from marl_aajr.rllib.plugin.clean_observations import agent_of
@@ -68,7 +69,7 @@ class WithRolloutAttack:
 class AttackedEpisodes(ConnectorV2):
     """Shows the agents of a share of an env runner's copies what an adversary makes of their observations.
 
-    Not in evaluation, and not where actions are not drawn (`explore=False`).
+    Not in evaluation (`samples_to_train`), and not where actions are not drawn (`explore=False`).
 
     Attributes:
         runner: The env runner; None where there is no environment to sample from.
@@ -112,6 +113,8 @@ class AttackedEpisodes(ConnectorV2):
             self.check(runner)
         if self._noted is not None and shared_data is not None:
             self._noted = shared_data.setdefault(CLEAN_OBS, {})
+        if not samples_to_train(runner):
+            return batch
         copies = self._follow(runner, episodes)
         self._calls += 1
         acts = any(not episode.is_done for episode in episodes)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from marl_aajr.core.end_of_ascent import Ascended
 from marl_aajr.rllib.internals.algorithms import connectors_of
+from marl_aajr.rllib.internals.runners import samples_to_train
 from marl_aajr.rllib.sampling.episode_metrics import ATTACK_KEY, RETURNS_KEY, team_returns
 from marl_aajr.rollout.attack.attackable import ActingRows
 from marl_aajr.rollout.attack.attacked_metrics import AttackedDecisions, sums_of
@@ -103,7 +104,7 @@ class ReturnsUnderAttack:
 
     def __call__(self, *, env_runner: Any, env_index: int, metrics_logger: Any, **_: Any) -> None:
         attacked = [p.is_attacked(env_index) for p in connectors_of(env_runner) if hasattr(p, "is_attacked")]
-        if not attacked or env_runner.config.in_evaluation:
+        if not attacked or env_runner.config.in_evaluation or not samples_to_train(env_runner):
             return
         found = {"episodes": 1.0, "returns": team_returns(env_runner, env_index, self.teams)}
         kind = "attacked" if attacked[0] else "clean"

@@ -55,8 +55,11 @@ def robustify(
     With `rollouts`, agents act in training under attack, in RLlib's own env runners (see
     `marl_aajr.rllib.plugin.attacked_episodes`), and all that is trained on is what they saw, with the action
     and the log-probability there: also for IMPALA and APPO, whose corrections hold, because what acted is
-    what was attacked. A regularizer's own adversary begins at what was true. Nobody is attacked in the env
-    runners of evaluation, which RLlib makes where `evaluation_interval` is set, and where `explore=False`.
+    what was attacked. A regularizer's own adversary begins at what was true.
+
+    Attacked is what RLlib samples to train on. Nobody is attacked where `explore=False`, in env runners of
+    evaluation (`evaluation_interval`), in `Algorithm.evaluate()` where there are none of them and it plays in
+    those of training, nor in a `sample(num_episodes=...)` of your own; a `sample(num_timesteps=...)` is.
 
     Args:
         config: any configuration of the new API stack whose learner is a torch learner, with its modules

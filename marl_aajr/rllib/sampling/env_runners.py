@@ -17,6 +17,7 @@ from marl_aajr.rllib.internals.algorithms import (
     registered_creator,
     stale_connector_settings,
 )
+from marl_aajr.rllib.internals.runners import samples_to_train
 from marl_aajr.rllib.sampling.batch_env import WITHOUT_FAST, BatchSpaces, ask, module_of_agents
 from marl_aajr.rllib.sampling.env import EnvCreator
 from marl_aajr.rllib.sampling.episode_metrics import SamplingMetrics
@@ -145,7 +146,7 @@ class FastEnvRunner(RunEnvRunner):
                 self._begin(collector)
             if collector.attack is not None:
                 policies.weights_changed()
-                collector.attack.begin(policies.timestep, allowed=not random_actions)
+                collector.attack.begin(policies.timestep, allowed=explore and samples_to_train(self))
             if num_episodes is not None:
                 self.must_reset = True
                 return self._whole_episodes(collector, num_episodes)
@@ -177,7 +178,7 @@ class FastEnvRunner(RunEnvRunner):
         seconds = time.perf_counter() - started
         self._measures.steps(fragment)
         self._measures.episodes(episodes, seconds * self.num_envs / fragment.env_steps())
-        if collector.attack is not None:
+        if collector.attack is not None and collector.attack.allowed:
             attacked = collector.attack.copies.ended()
             self._measures.attack(episodes, attacked, collector.attack_metrics, collector.attack.epsilon)
         # Equal parts, or RLlib would try to cut fragments like episodes to share them out.

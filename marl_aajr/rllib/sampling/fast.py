@@ -81,6 +81,7 @@ def fast(
             the environment cannot be built in another process. They take some memory each (simple_spread
             100 MB), and are started once.
         rollouts: The attack that a share of the copies is played under in training; None: there is none.
+            What is attacked, and what is not, is as with `robustify`.
 
     Returns:
         The same configuration.

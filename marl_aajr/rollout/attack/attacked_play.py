@@ -47,6 +47,7 @@ class AttackedPlay:
     Attributes:
         attack: The same.
         copies: The copies that are attacked.
+        allowed: Whether this sample is one for attacks.
 
     Raises:
         ValueError: Unknown agents, or a share that gives no copy.
@@ -76,14 +77,14 @@ class AttackedPlay:
         self._places: dict[tuple[str, int], Tensor] = {}
         self._decisions: dict[str, AttackedDecisions] = {}
         self._ends: list[tuple[Tensor | None, float | Tensor, dict[str, Tree | None]]] = []
-        self._allowed = True
+        self.allowed = True
         self._samples = 0
         """Those in which somebody was attacked."""
 
     @property
     def on(self) -> bool:
         """Whether anybody may be attacked in this sample."""
-        return self._allowed and self.copies.epsilon > 0 and self.copies.reach > 0
+        return self.allowed and self.copies.epsilon > 0 and self.copies.reach > 0
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -105,7 +106,7 @@ class AttackedPlay:
     def begin(self, timestep: float, *, allowed: bool = True) -> None:
         """Begin a sample at this environment step; without attack, unless it is allowed."""
         self.copies.begin(timestep)
-        self._allowed = allowed
+        self.allowed = allowed
         self._decisions = {m: AttackedDecisions(Random(int(timestep))) for m in self._members}
         self._ends.clear()
         self._samples += self.on
