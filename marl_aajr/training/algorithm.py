@@ -27,6 +27,7 @@ from marl_aajr.rllib.internals.learners import resumable_learner_class
 from marl_aajr.rllib.language_module import check_epsilon
 from marl_aajr.rllib.networks import check_observation_space
 from marl_aajr.rllib.plugin.attacked_measures import ReturnsUnderAttack
+from marl_aajr.rllib.plugin.robustify import REQUESTS_IN_FLIGHT
 from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rllib.sampling.episode_metrics import EpisodeReturns
 from marl_aajr.rllib.sampling.fast import fast
@@ -43,10 +44,6 @@ from marl_aajr.training.method_checks import check_atla, check_attack, check_reg
 from marl_aajr.training.policy_mapping import ModuleOf, PolicyMapping, module_spec, policy_mapping_of
 from marl_aajr.training.resources import Resources
 from marl_aajr.training.team_methods import TeamMethods, team_methods
-
-_REQUESTS_IN_FLIGHT = 64
-"""RLlib drops a broadcast of weights or filters to a runner that has more than this many to work off; with
-its default of 1 it depends on timing whether a runner gets its filter."""
 
 
 def build_config(config: RunConfig) -> AlgorithmConfig:
@@ -118,7 +115,7 @@ def _set_processes(result: AlgorithmConfig, config: RunConfig) -> None:
     )
     if config.algorithm == "ppo":
         # For the others it is how far a runner may be ahead of the learner.
-        result.env_runners(max_requests_in_flight_per_env_runner=_REQUESTS_IN_FLIGHT)
+        result.env_runners(max_requests_in_flight_per_env_runner=REQUESTS_IN_FLIGHT)
     result.learners(
         num_learners=resources.learners,
         num_cpus_per_learner=resources.cpus_per_learner,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.algorithms.impala import IMPALAConfig
 from ray.rllib.connectors.connector_v2 import ConnectorV2
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -16,9 +17,10 @@ from marl_aajr import AAJR, robustify
 from marl_aajr.rllib.plugin.attacked_episodes import complaint
 from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS, ROLLOUTS_KEY
 from marl_aajr.rllib.sampling.env import register
+from marl_aajr.rllib.sampling.observation_filter import ObservationNormalizer
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 from tests.rllib.policy_modules import PlainModule
-from tests.rllib.recorder import Recorder, chunks, key, moved, runner_of
+from tests.rllib.recorder import Recorder, chunks, filter_of, key, moved, runner_of
 from tests.rllib.test_attacked_episodes import several, single
 
 EPSILON = 0.1
@@ -144,3 +146,40 @@ def test_an_adversary_leads_the_critic_of_a_module_that_acts_with_it() -> None:
     with torch.no_grad():
         clean, led = (runner.module.compute_values({Columns.OBS: torch.cat(rows)}) for rows in (true, seen))
     assert (led < clean).all()
+
+
+def test_broadcasts_reach_the_runners_of_ppo_whenever_they_are_sent() -> None:
+    """With RLlib's default of one open request it would be by chance that a schedule learns of its step."""
+    for before, wanted in ((1, 64), (100, 100)):
+        config = several().env_runners(max_requests_in_flight_per_env_runner=before)
+        robustify(robustify(config, None, rollouts=ATTACK), AAJR())
+        assert config.max_requests_in_flight_per_env_runner == wanted
+        robustify(config, None, rollouts=RolloutAttack(share=0.0))
+        assert config.max_requests_in_flight_per_env_runner == before
+    ahead = IMPALAConfig()
+    before = ahead.max_requests_in_flight_per_env_runner
+    assert robustify(ahead, None, rollouts=ATTACK).max_requests_in_flight_per_env_runner == before
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_filter_and_an_attack_of_two_runners_know_their_states_apart() -> None:
+    """Pieces without a state stand behind the filter, or the reason is said before anything is played."""
+
+    def algorithm(*pieces: Any) -> Any:
+        config = several().env_runners(
+            env_to_module_connector=lambda *_: [piece() for piece in pieces], num_env_runners=2
+        )
+        return robustify(config, None, rollouts=ATTACK).build_algo()
+
+    def seen(runner: Any) -> Any:
+        return [int(moments.count) for moments in filter_of(runner).total.values()]
+
+    behind = algorithm(ObservationNormalizer, Own)
+    try:
+        behind.train()
+        counts = behind.env_runner_group.foreach_env_runner(seen)
+        assert counts[0] == counts[1] == counts[2] != []
+    finally:
+        behind.stop()
+    with pytest.raises(ValueError, match="make ObservationNormalizer the first in env_to_module_connector"):
+        algorithm(Own, ObservationNormalizer)

@@ -84,10 +84,11 @@ def test_aajr_along_the_path_of_play_asks_the_rollouts_to_keep_it(more: Any, tmp
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("algorithm", ["ppo", "appo"])
 def test_rllib_s_own_runners_play_under_the_same_attack(algorithm: str, tmp_path: Path) -> None:
+    drawn = {"objective": "kl", "epsilon_draw": [0.5, 1.0], "attacked_steps": [3, 4]}
     config = tiny(
         algorithm=algorithm,
         method={"name": "aajr", "coefficient": 0.01, "ramp": None},
-        rollouts={"epsilon": 0.2, "share": 0.5, "gap_interval": 2, "ramp": None},
+        rollouts={"epsilon": 0.2, "share": 0.5, "gap_interval": 3, "ramp": None, **drawn},
         observation_filter="mean_std" if algorithm == "ppo" else "none",
         policies="independent",
         env_steps=400,

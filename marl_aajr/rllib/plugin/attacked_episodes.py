@@ -53,11 +53,19 @@ from marl_aajr.rollout.attack.worst_agents import Attempt, objective_gain, settl
 
 @dataclass(frozen=True)
 class WithRolloutAttack:
-    """`env_to_module_connector` of a configuration, with the attack behind the pieces that were there."""
+    """`env_to_module_connector` of a configuration, with the attack behind the pieces that were there.
+
+    Attributes:
+        attack: The attack.
+        before: What makes those pieces.
+        keep_clean: Whether what was true is kept.
+        requests: `max_requests_in_flight_per_env_runner` as it was.
+    """
 
     attack: RolloutAttack
     before: Callable[..., Any] | None
     keep_clean: bool = False
+    requests: int = 1
 
     def __call__(self, env: Any = None, spaces: Any = None, device: Any = None) -> list[ConnectorV2]:
         piece = AttackedEpisodes(self.attack, keep_clean=self.keep_clean)
@@ -70,6 +78,10 @@ class AttackedEpisodes(ConnectorV2):
     """Shows the agents of a share of an env runner's copies what an adversary makes of their observations.
 
     Not in evaluation (`samples_to_train`), and not where actions are not drawn (`explore=False`).
+
+    What is drawn follows from the configuration's seed, the runner's index, the environment steps before its
+    first sample (those of the run that a checkpoint is of), and how many steps it has played since: from no
+    number of other runners, which RLlib may tell now or later. So there is no state to be kept or merged.
 
     Attributes:
         runner: The env runner; None where there is no environment to sample from.
@@ -88,8 +100,8 @@ class AttackedEpisodes(ConnectorV2):
         self.runner: weakref.ref[Any] | None = None
         self._attack = attack
         self._measures = AttackedMeasures(attack)
-        self._calls = 0
-        self._unseeded = self._seed = 0
+        self._begun: tuple[int, int] | None = None
+        self._calls = self._seed = 0
         self._elsewhere: torch.Generator | None = None
         self._checked = False
         self._copies: AttackedCopies | None = None
@@ -135,10 +147,13 @@ class AttackedEpisodes(ConnectorV2):
         if self._copies is None or len(self._ids) != runner.num_envs:
             self._copies = AttackedCopies(self._attack, runner.num_envs, torch.device("cpu"))
             self._ids = [None] * runner.num_envs
-        copies, seed = self._copies, runner.config.seed
-        if seed is None:
-            seed = self._unseeded = self._unseeded or 1 + int(torch.randint(2**31, ()))
-        place = runner.worker_index or 0, self._calls
+        copies = self._copies
+        if self._begun is None:
+            seed = runner.config.seed
+            drawn = int(torch.randint(2**31, ())) if seed is None else seed
+            self._begun = drawn, runner.num_env_steps_sampled_lifetime
+        seed, steps = self._begun
+        place = runner.worker_index or 0, steps, self._calls
         self._seed = derived_seed(seed, Purpose.ROLLOUT_ATTACK, *place)
         copies.generator.manual_seed(self._seed)
         self._elsewhere = None
@@ -229,20 +244,16 @@ class AttackedEpisodes(ConnectorV2):
         """Whether a copy's episode is played under attack."""
         return self._copies is not None and self._copies.has(copy)
 
+    def start_afresh(self, *, seed: int) -> None:
+        """Begin as if nothing had been played: what follows is a function of `seed`, as in a resumed run."""
+        self._begun, self._calls = (seed, 0), 0
+        self._copies, self._ids = None, []
+        self._measures = AttackedMeasures(self._attack)
+
     def check(self, runner: Any) -> None:
         """Raise `ValueError` for a runner that cannot be attacked."""
         self._checked = True
         self._modules.check(runner)
-
-    def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:
-        return {"calls": self._calls}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._calls = state.get("calls", self._calls)
-
-    def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """Of several runners: that of the one that has sampled most; each draws by its own index."""
-        return {"calls": max(state["calls"] for state in states)}
 
 
 def complaint(runner: Any) -> str:

@@ -34,6 +34,12 @@ from marl_aajr.rllib.plugin.module_policy import ROLLOUTS_KEY
 from marl_aajr.rllib.plugin.robust_learner import REGULARIZERS_KEY, robust_learner_class
 from marl_aajr.rollout.attack.rollout_attack import RolloutAttack
 
+REQUESTS_IN_FLIGHT = 64
+"""RLlib drops a broadcast of weights, filters or the steps done to a runner that has more than this many to
+work off; with its default of 1 it depends on timing whether a runner gets its filter, and a schedule its
+step.
+"""
+
 
 def robustify(
     config: AlgorithmConfig,
@@ -60,6 +66,8 @@ def robustify(
     Attacked is what RLlib samples to train on. Nobody is attacked where `explore=False`, in env runners of
     evaluation (`evaluation_interval`), in `Algorithm.evaluate()` where there are none of them and it plays in
     those of training, nor in a `sample(num_episodes=...)` of your own; a `sample(num_timesteps=...)` is.
+    PPO's `max_requests_in_flight_per_env_runner` becomes 64: with less, RLlib tells its runners by chance how
+    many steps are done, and with them ε of a schedule and the statistics of a filter.
 
     Args:
         config: any configuration of the new API stack whose learner is a torch learner, with its modules
@@ -161,7 +169,12 @@ def _play_under(config: AlgorithmConfig, attack: RolloutAttack | None) -> None:
     # A regularizer may have come since an earlier call, and begins at what was true.
     keeps = REGULARIZERS_KEY in config.learner_config_dict
     before = env_to_module_connector(config)
-    config.env_runners(env_to_module_connector=WithRolloutAttack(attack, before, keep_clean=keeps))
+    requests = config.max_requests_in_flight_per_env_runner
+    attacked = WithRolloutAttack(attack, before, keep_clean=keeps, requests=requests)
+    config.env_runners(env_to_module_connector=attacked)
+    if isinstance(config, PPOConfig):
+        # For the others it is how far a runner may be ahead of the learner.
+        config.env_runners(max_requests_in_flight_per_env_runner=max(requests, REQUESTS_IN_FLIGHT))
     if keeps:
         after = module_to_env_connector(config)
         config.env_runners(module_to_env_connector=WithCleanObservations(after))
@@ -172,6 +185,8 @@ def _play_under(config: AlgorithmConfig, attack: RolloutAttack | None) -> None:
 def _play_plainly(config: AlgorithmConfig, known: WithRolloutAttack) -> None:
     """Take the attack, and what came with it, out of a configuration."""
     config.env_runners(env_to_module_connector=known.before)
+    if isinstance(config, PPOConfig) and config.max_requests_in_flight_per_env_runner == REQUESTS_IN_FLIGHT:
+        config.env_runners(max_requests_in_flight_per_env_runner=known.requests)
     if isinstance(after := module_to_env_connector(config), WithCleanObservations):
         config.env_runners(module_to_env_connector=after.before)
     config.learner_config_dict.pop(ROLLOUTS_KEY, None)

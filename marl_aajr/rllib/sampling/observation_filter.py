@@ -140,6 +140,7 @@ class ObservationNormalizer(ConnectorV2):
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
+        _check_state(state)
         self.total = {module: Moments(**saved) for module, saved in state["total"].items()}
         self.recent = {}
 
@@ -147,8 +148,13 @@ class ObservationNormalizer(ConnectorV2):
         self.total, self.recent = {}, {}
 
     def merge_states(self, states: list[dict[str, Any]]) -> dict[str, Any]:
-        """Add what the other runners have seen since the last merge."""
+        """Add what the other runners have seen since the last merge.
+
+        Raises:
+            ValueError: States of something else: see `_check_state`.
+        """
         for state in states:
+            _check_state(state)
             for module, saved in state["recent"].items():
                 self.total[module] = self.total.get(module, Moments()) + Moments(**saved)
         return self.get_state()
@@ -163,6 +169,21 @@ class ObservationNormalizer(ConnectorV2):
             torch.tensor(part.ravel()[: prod(shape)].reshape(shape)) for part in (moments.mean, moments.std)
         )
         return ObservationFilter(mean=mean, std=std, clip=CLIP)
+
+
+def _check_state(state: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a state that is no filter's.
+
+    `ConnectorPipelineV2.merge_states` gives the first state of a runner to its first piece, and so on, while
+    pieces without a state are left out of it: behind one of these, everybody gets the state of another.
+    """
+    if state.keys() != {"total", "recent"}:
+        raise ValueError(
+            "expected the statistics of an ObservationNormalizer from the other env runners, got "
+            f"{', '.join(map(str, state)) or 'none'}: RLlib gives connectors the states of others where one "
+            "that has no state stands in front; make ObservationNormalizer the first in "
+            "env_to_module_connector, and flatten observations in the environment or behind it"
+        )
 
 
 def _filtered(obs: Any) -> NDArray[Any]:

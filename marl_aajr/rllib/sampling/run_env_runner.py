@@ -16,7 +16,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
+from marl_aajr.rllib.internals.algorithms import connectors_of
 from marl_aajr.rllib.internals.runners import OpenEnvRunner
+from marl_aajr.rllib.plugin.attacked_episodes import AttackedEpisodes
 
 
 class RunEnvRunner(OpenEnvRunner):
@@ -36,7 +38,7 @@ class RunEnvRunner(OpenEnvRunner):
         """Build new environments; the next sample begins new episodes, seeded with `seed`.
 
         Environments are built and not only reset: some keep something across resets, and a resumed run has
-        new ones.
+        new ones. An attack on the episodes begins anew, too, with what it draws and when it is measured.
         """
         with warnings.catch_warnings():
             # Gymnasium warns that RLlib gives every environment the same name.
@@ -44,6 +46,9 @@ class RunEnvRunner(OpenEnvRunner):
             self.make_env()
         self.first_seed = seed
         self.forget_episodes()
+        for piece in connectors_of(self):
+            if isinstance(piece, AttackedEpisodes):
+                piece.start_afresh(seed=seed)
 
     def apply(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call `func` on this runner; its error is the caller's.
