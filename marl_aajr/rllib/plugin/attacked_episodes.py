@@ -13,6 +13,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 from random import Random
 from typing import Any
 
@@ -31,10 +32,12 @@ from marl_aajr.rllib.internals.algorithms import (
     connectors_made,
     connectors_of,
     runner_of_connectors,
+    structures_of,
 )
 from marl_aajr.rllib.internals.runners import samples_to_train
 from marl_aajr.rllib.plugin.attacked_measures import AttackedMeasures
 from marl_aajr.rllib.plugin.attacked_modules import AttackedModules, observed
+from marl_aajr.rllib.plugin.attacked_rows import check_batch, check_connectors, check_width
 from marl_aajr.rllib.plugin.clean_observations import agent_of
 from marl_aajr.rllib.plugin.episode_rows import EpisodeRows
 from marl_aajr.rllib.plugin.module_policy import CLEAN_OBS
@@ -127,6 +130,8 @@ class AttackedEpisodes(ConnectorV2):
             self._noted = shared_data.setdefault(CLEAN_OBS, {})
         if not samples_to_train(runner):
             return batch
+        if explore:
+            check_batch(batch)
         copies = self._follow(runner, episodes)
         self._calls += 1
         acts = any(not episode.is_done for episode in episodes)
@@ -206,6 +211,7 @@ class AttackedEpisodes(ConnectorV2):
         acting.weights_changed()  # The algorithm gives the runner new ones, and does not tell.
         device = device_of(module)
         rows = EpisodeRows(episodes, device)
+        check_width(name, acting.width, rows.obs.shape[1])
         memory = memory_in(module, rows.episodes, device) if acting.recurrent else None
         filtered = None if moments is None else FilterStatistics.of(moments, acting.width, like=rows.obs)
         own = rows.obs if filtered is None else filtered.before(rows.obs)
@@ -253,6 +259,8 @@ class AttackedEpisodes(ConnectorV2):
     def check(self, runner: Any) -> None:
         """Raise `ValueError` for a runner that cannot be attacked."""
         self._checked = True
+        before = list(takewhile(lambda piece: piece is not self, connectors_of(runner)))
+        check_connectors(before, structures_of(runner))
         self._modules.check(runner)
 
 

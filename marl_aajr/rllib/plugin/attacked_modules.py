@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
-from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.rl_module.multi_rl_module import MultiRLModule
 from ray.rllib.core.rl_module.torch import TorchRLModule
@@ -16,7 +15,7 @@ from ray.rllib.core.rl_module.torch import TorchRLModule
 from marl_aajr.core.channels import NO_CHANNELS, Channels
 from marl_aajr.core.distributions import from_space
 from marl_aajr.core.environment_values import agent_name
-from marl_aajr.rllib.internals.algorithms import agent_ids_of, connectors_of, structures_of
+from marl_aajr.rllib.internals.algorithms import agent_ids_of, structures_of
 from marl_aajr.rllib.plugin.observation_layout import flat_layout
 from marl_aajr.rllib.sampling.acting_policy import ActingModule, check_acting
 from marl_aajr.rllib.sampling.batch_env import ask
@@ -72,12 +71,6 @@ class AttackedModules:
     def check(self, runner: Any) -> None:
         """Raise `ValueError` for a runner that cannot be attacked."""
         self._attack.check_copies(runner.num_envs)
-        if any(isinstance(piece, MeanStdFilter) for piece in connectors_of(runner)):
-            raise ValueError(
-                "expected no observation filter of RLlib's with rollouts under attack, got MeanStdFilter, "
-                "behind which ε is not in units of the environment; take ObservationNormalizer of "
-                "marl_aajr.rllib.sampling.observation_filter"
-            )
         if not isinstance(runner.module, MultiRLModule):
             given = {name: getattr(self._attack, name) for name in ("agents", "channels", "worst_agents")}
             given["norm words"] = self._attack.norm == "words" or None
