@@ -55,8 +55,17 @@ STARTUP = Path(__file__).parent / "startup"
 gc.disable()  # Until everything is imported, there is nothing to collect.
 # Ray's workers, and other processes, import as much: see the module there.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(STARTUP), os.environ.get("PYTHONPATH")]))
-# Most of the Rays that are started here, and their nodes, would start workers that nobody asks for.
-os.environ |= {"RAY_enable_worker_prestart": "0", "RAY_prestart_worker_first_driver": "0"}
+os.environ |= {
+    # Most of the Rays that are started here, and their nodes, would start workers that nobody asks for.
+    "RAY_enable_worker_prestart": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    # Those that are asked for are forked where Ray, which reads these while it is loaded, is loaded already.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Nobody looks at what its agents would measure every few seconds.
+    "RAY_memory_monitor_refresh_ms": "0",
+    "REPORTER_UPDATE_INTERVAL_MS": "600000",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -161,14 +170,25 @@ def two_threads() -> Iterator[None]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Empty figures, for tests of what a report says: drawing takes most of the time of a page."""
+    draw_nothing(monkeypatch)
+
+
+def draw_nothing(patch: pytest.MonkeyPatch) -> None:
+    """As long as the patch is there."""
     empty = '<svg viewBox="0 0 1 1"></svg>'
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write(empty))
+    patch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **_: file.write(empty))
 
 
 def start_ray() -> None:
     """What the fixture starts; again after a test that had to stop it."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    with pytest.MonkeyPatch.context() as patch:
+        # Nobody reads what the one would pass on, and the other has nothing to scale.
+        for process in ("start_log_monitor", "start_monitor"):
+            patch.setattr(f"ray._private.node.Node.{process}", lambda node: None)
+        _start_ray()
+
+
+def _start_ray() -> None:
     os.environ["WANDB_MODE"] = "offline"
     import ray
 

@@ -6,27 +6,19 @@ start with nothing loaded, are tested with processes that are not forked.
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import os
-import runpy
-import sys
+import signal
+import socket
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
-from types import ModuleType
 
 import ray
 
-ROOT = Path(__file__).parents[1]
-
-_FORKING = multiprocessing.get_context("forkserver")
-_FORKING.set_forkserver_preload(
-    ["marl_aajr.cli.app", "marl_aajr.study.driver", "marl_aajr.training.trainer", "ray.rllib.algorithms.ppo"]
-)
+from tests.patience import PATIENCE
+from tests.startup.warm_start import ask
 
 
 def joining() -> dict[str, str]:
@@ -48,48 +40,26 @@ class Forked:
         self.words = [str(word) for word in words]
         self._said = TemporaryDirectory()
         self._files = [Path(self._said.name) / name for name in ("out", "err")]
-        arguments = (self.words, cwd, os.environ | extra, self._files)
-        self._process = _FORKING.Process(target=_run, args=arguments)
-        self._process.start()
+        with open(os.devnull) as nothing, self._files[0].open("wb") as out, self._files[1].open("wb") as err:
+            files = [file.fileno() for file in (nothing, out, err)]
+            self._connection = _asked(self.words, str(cwd), os.environ | extra, files)
 
     def finish(self, timeout: float = 200) -> CompletedProcess[str]:
-        """Wait for its end."""
-        self._process.join(timeout)
-        code = self._process.exitcode
-        assert code is not None, f"{self.words} has not ended after {timeout} s"
-        out, err = (file.read_text() if file.exists() else "" for file in self._files)
+        """Wait for its end; one that ends without a word has been killed."""
+        self._connection.settimeout(timeout)
+        with self._connection:
+            code = int(self._connection.recv(8) or -signal.SIGKILL)
+        out, err = (file.read_text() for file in self._files)
         self._said.cleanup()
         return CompletedProcess(self.words, code, out, err)
 
 
-def _run(words: list[str], cwd: Path, environment: dict[str, str], files: list[Path]) -> None:
-    for number, file in enumerate(files, start=1):
-        with file.open("wb") as target:
-            os.dup2(target.fileno(), number)
-    os.environ.clear()
-    os.environ.update(environment)
-    time.tzset()
-    os.chdir(cwd)
-    sys.path[:] = [path for path in sys.path if path not in ("", str(ROOT))]
-    try:
-        _run_as_main(words)
-    except SystemExit:
-        raise
-    except BaseException:
-        traceback.print_exc()
-        raise SystemExit(1) from None
-    finally:
-        atexit._run_exitfuncs()  # Ray's, which multiprocessing leaves out
-
-
-def _run_as_main(words: list[str]) -> None:
-    if words[0] == "-m":
-        sys.argv, sys.path[:0] = words[1:], [""]
-        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
-    elif words[0] == "-c":
-        sys.argv, sys.path[:0] = ["-c", *words[2:]], [""]
-        main = sys.modules["__main__"] = ModuleType("__main__")
-        exec(compile(words[1], "<string>", "exec"), vars(main))
-    else:
-        sys.argv, sys.path[:0] = words, [str(Path(words[0]).parent)]
-        runpy.run_path(words[0], run_name="__main__")
+def _asked(words: list[str], cwd: str, environment: dict[str, str], files: list[int]) -> socket.socket:
+    """As soon as the process that forks them has loaded everything."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return ask(os.environ["WARM_START"], words, cwd, environment, files)
+        except FileNotFoundError:
+            assert time.monotonic() < deadline, "the process of tests/startup is not there"
+            time.sleep(0.1)
