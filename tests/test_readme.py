@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from marl_aajr.cli.app import main
+from tests.conftest import draw_nothing
 from tests.forked import Forked, joining
 
 ROOT = Path(__file__).parent.parent
@@ -52,15 +54,11 @@ attacks: [noise, pgd]
 """
 """Played instead of the suite `standard`, which fits a critic first: half a minute."""
 
-SHORT = {"train_batch_size=1000, minibatch_size=500": "train_batch_size=100, minibatch_size=100"}
-"""What is put for numbers of the snippets."""
-
-
-def run(*words: str, cwd: Path) -> str:
-    """What a Python program prints, where it ends well."""
-    done = Forked(words, cwd=cwd, **joining()).finish()
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+SHORT = {
+    "train_batch_size=1000, minibatch_size=500": "train_batch_size=100, minibatch_size=100",
+    ".environment(register(": ".env_runners(num_env_runners=0).environment(register(",
+}
+"""What is put for parts of the snippets: smaller numbers, and no processes that RLlib would start."""
 
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]  # the first test waits for every command
@@ -73,13 +71,24 @@ def workplace(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
     (folder / "experiments").symlink_to(ROOT / "experiments")
     (folder / "own_environment.py").symlink_to(ROOT / "scripts" / "examples" / "own_environment.py")
     (folder / "few.yaml").write_text(FEW, encoding="utf-8")
-    for command in COMMANDS:
-        program, *words = shlex.split(command)
-        if program == "marl-aajr":
-            words = ["few.yaml" if word == "standard" else word for word in words]
-            words += shlex.split(SMALL.get(words[0], ""))
-            run("-m", "marl_aajr", *words, cwd=folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        for command in COMMANDS:
+            program, *words = shlex.split(command)
+            if program == "marl-aajr":
+                words = ["few.yaml" if word == "standard" else word for word in words]
+                call(*words, *shlex.split(SMALL.get(words[0], "")))
+                if words[0] == "compare":
+                    draw_nothing(patch)  # One report is enough.
     return folder
+
+
+def call(*words: str) -> None:
+    """A command of marl-aajr, which ends well."""
+    with pytest.raises(SystemExit) as over:
+        main(words)
+    assert not over.value.code, words
 
 
 def test_the_commands_leave_a_report(workplace: Path) -> None:
@@ -94,10 +103,14 @@ def test_the_scripts_are_there_and_run() -> None:
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
-def test_each_snippet_prints_what_it_promises(snippet: str, workplace: Path) -> None:
-    for number, small in SHORT.items():
-        snippet = snippet.replace(number, small)
-    assert run("-c", snippet, cwd=workplace).strip()
+def test_each_snippet_prints_what_it_promises(
+    snippet: str, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text, small in SHORT.items():
+        snippet = snippet.replace(text, small)
+    monkeypatch.chdir(workplace)
+    exec(compile(snippet, "README.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
@@ -108,8 +121,9 @@ def test_the_links_and_pictures_exist(page: Path) -> None:
 
 def test_the_reference_is_built_from_pages_and_docstrings(ray_session: None, tmp_path: Path) -> None:
     """Of one module, for the sake of time; `scripts/docs` builds them all."""
-    docs = ROOT / "scripts" / "docs.py"
-    run(str(docs), "--out", str(tmp_path), "marl_aajr.regularizers.aajr", cwd=ROOT)
+    docs = (ROOT / "scripts" / "docs.py", "--out", tmp_path, "marl_aajr.regularizers.aajr")
+    done = Forked(docs, cwd=ROOT, **joining()).finish()
+    assert done.returncode == 0, done.stderr[-2000:]
     page = (tmp_path / "marl_aajr" / "regularizers" / "aajr.html").read_text(encoding="utf-8")
     assert "share of the rows" in page
     index = (tmp_path / "guide.html").read_text(encoding="utf-8")
