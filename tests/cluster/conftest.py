@@ -57,7 +57,7 @@ def nodes_with_one_processor(count: int, **head: Any) -> Iterator[Cluster]:
         try:
             for i in range(count):
                 # A folder each, as on machines of their own, for what jobs bring.
-                nodes.add_node(num_cpus=1, runtime_env_dir_name=f"runtime{i}")
+                add_node(nodes, runtime_env_dir_name=f"runtime{i}")
             yield nodes
         finally:
             ray.shutdown()
@@ -65,6 +65,11 @@ def nodes_with_one_processor(count: int, **head: Any) -> Iterator[Cluster]:
     shutil.rmtree(folder, ignore_errors=True)
     if ours:
         start_ray()
+
+
+def add_node(cluster: Cluster, **settings: Any) -> Any:
+    """One with a processor."""
+    return cluster.add_node(num_cpus=1, include_log_monitor=False, **settings)
 
 
 def connect(cluster: Cluster) -> None:
@@ -79,4 +84,4 @@ def add_odd_node(cluster: Cluster, folder: Path) -> Any:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 1.0\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(folder))
-        return cluster.add_node(num_cpus=1)
+        return add_node(cluster)

@@ -1,4 +1,4 @@
-"""A job with our own code, submitted to a cluster of two nodes."""
+"""A job with our own code, submitted to a cluster of a head and a node."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def test_an_address_that_is_none_is_refused() -> None:
 
 @pytest.fixture
 def cluster(environment: Path, tmp_path: Path) -> Iterator[Cluster]:
-    """Two nodes, started where our working copy is not at hand."""
+    """Started where our working copy is not at hand."""
     python = environment / Path(sys.executable).relative_to(sys.prefix)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", str(python))
         patch.setenv("PATH", str(python.parent), prepend=os.pathsep)
         patch.chdir(tmp_path)
-        with nodes_with_one_processor(2, include_dashboard=True, dashboard_port=0) as nodes:
+        with nodes_with_one_processor(1, include_dashboard=True, dashboard_port=0) as nodes:
             yield nodes
 
 
@@ -70,11 +70,11 @@ def cluster(environment: Path, tmp_path: Path) -> Iterator[Cluster]:
     importlib.util.find_spec("aiohttp") is None or importlib.util.find_spec("opencensus") is None,
     reason="job submission needs ray[default]",
 )
-def test_a_submitted_job_trains_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_submitted_job_trains_on_another_node(cluster: Cluster, tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     settings = ("env_steps=200", "ppo.train_batch_size=100", "ppo.minibatch_size=50", "model.hidden=[8]")
     changes = [word for setting in settings for word in ("--set", setting)]
-    words = ("train", "--env", "simple_spread_v3", "--env-runners", "2", "--out", str(run.path))
+    words = ("train", "--env", "simple_spread_v3", "--env-runners", "1", "--out", str(run.path))
     for _ in range(10):  # a node's agent starts after the node
         done = submit(f"http://{cluster.webui_url}", *words, "--set", "resources.envs_per_runner=2", *changes)
         if "No available agent" not in done.stderr:
