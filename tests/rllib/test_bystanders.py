@@ -60,21 +60,22 @@ def test_opponents_without_a_network_play_by_their_actions(module: type[RLModule
     assert whole.env_steps() == 2 * 25
 
 
-@pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "stock"])
-def test_one_regularizer_for_all_leaves_out_whom_nobody_trains(is_fast: bool) -> None:
-    configured = with_opponent(RandomRLModule)
-    if is_fast:
-        fast(configured, TAG, kwargs={"max_cycles": 10})
-    else:
-        configured.environment(register(TAG, kwargs={"max_cycles": 10}))
+def train_all_with_one_regularizer(configured: Any, checkpoint: Path) -> None:
+    """And see that it leaves out whom nobody trains."""
     algorithm = robustify(configured, ACTIVE).build_algo()
     try:
         learners = algorithm.train()["learners"]
+        algorithm.save_to_path(str(checkpoint))
     finally:
         algorithm.stop()
     assert learners["adversary"]["aajr"]["penalty"] > 0
     assert "aajr" not in learners.get("agent", {})
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_one_regularizer_for_all_leaves_out_whom_nobody_trains(tmp_path: Path) -> None:
+    configured = fast(with_opponent(RandomRLModule), TAG, kwargs={"max_cycles": 10})
+    train_all_with_one_regularizer(configured, tmp_path)
 
 
 def test_modules_of_a_victim_may_play_by_their_actions() -> None:
@@ -120,9 +121,7 @@ def test_actions_are_certain(space: gym.Space[Any], given: Any, wanted: Any) -> 
 @pytest.mark.usefixtures("ray_session")
 def test_a_random_opponent_of_a_checkpoint_plays_and_repeats(tmp_path: Path) -> None:
     configured = with_opponent(RandomRLModule).environment(register(TAG, kwargs={"max_cycles": 10}))
-    algorithm = configured.build_algo()
-    algorithm.save_to_path(str(tmp_path))
-    algorithm.stop()
+    train_all_with_one_regularizer(configured, tmp_path)
     settings: dict[str, Any] = {"team": "adversary", "attacks": [("pgd", 0.1)], "episodes": 4}
     victims = [victim_from_checkpoint(tmp_path, env=TAG, env_kwargs={"max_cycles": 10}) for _ in range(2)]
     first, again = (evaluate(victim, **settings).clean.team_returns for victim in victims)

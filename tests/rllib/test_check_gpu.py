@@ -44,7 +44,8 @@ def test_reading_a_number_or_a_mask_of_the_device_is_a_wait(check_gpu: Any) -> N
         assert sum(counter.found.values()) == waits
 
 
-def test_sampling_and_iterations_are_measured(check_gpu: Any) -> None:
+def test_sampling_and_iterations_are_measured(check_gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check_gpu, "EPOCHS", 1)
     sampled = check_gpu.bench_rollout.over_copies(OPTIONS)["copies on cpu"]
     assert sampled["8"]["env_steps_per_second"] > 0
     found = check_gpu.iterations(OPTIONS)

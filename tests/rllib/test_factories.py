@@ -7,31 +7,11 @@ from typing import Any
 
 import pytest
 from mpe2 import simple_spread_v3
-from ray.rllib.utils.metrics import NUM_ENV_STEPS_SAMPLED
 
 from marl_aajr.rllib.sampling.env import register
 from marl_aajr.rllib.sampling.fast import fast
-from marl_aajr.rollout.environments import resolve
 from tests.rllib.fast_runs import config, runner
 from tests.rollout.toy_games import Scripted
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_closure_travels_to_remote_runners() -> None:
-    cycles = 5
-
-    def make() -> Any:
-        return simple_spread_v3.parallel_env(max_cycles=cycles)
-
-    configured = config(copies=1, steps=20, minibatch_size=20).env_runners(num_env_runners=1)
-    fast(configured, resolve(make))
-    algorithm = configured.build_algo()
-    try:
-        result = algorithm.train()["env_runners"]
-    finally:
-        algorithm.stop()
-    assert result[NUM_ENV_STEPS_SAMPLED] == 20
-    assert result["episode_len_mean"] == cycles
 
 
 def test_factories_of_one_name_are_registered_apart() -> None:

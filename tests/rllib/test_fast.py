@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
+from mpe2 import simple_tag_v3
 from ray import tune
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.appo import APPOConfig
@@ -17,6 +19,7 @@ from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
 from ray.rllib.callbacks.callbacks import RLlibCallback
 from ray.rllib.connectors.env_to_module import MeanStdFilter
 from ray.rllib.env.multi_agent_env_runner import MultiAgentEnvRunner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from marl_aajr.regularizers import make_regularizer
 from marl_aajr.rllib import robustify
@@ -179,6 +182,12 @@ def test_masked_games_in_turns_are_trained(ray_session: None) -> None:
 
 
 def test_remote_runners_merge_filters_evaluate_and_come_back_from_the_dead(ray_session: None) -> None:
+    """Of an environment that a closure makes, which travels to them."""
+    cycles = 10
+
+    def make() -> Any:
+        return simple_tag_v3.parallel_env(max_cycles=cycles)
+
     configured = (
         config("adversary", "agent", copies=4, steps=40)
         .env_runners(
@@ -190,9 +199,10 @@ def test_remote_runners_merge_filters_evaluate_and_come_back_from_the_dead(ray_s
         .evaluation(evaluation_interval=1, evaluation_duration=6, evaluation_config={"explore": False})
         .fault_tolerance(restart_failed_env_runners=True)
     )
-    with algorithm(fast(configured, TAG, kwargs=SHORT)) as built:
+    with algorithm(fast(configured, resolve(make))) as built:
         result = built.train()
         assert result["env_runners"]["num_env_steps_sampled"] == 160
+        assert result["env_runners"]["episode_len_mean"] == cycles
         assert result["evaluation"]["env_runners"]["num_episodes"] == 6
         seen = observations_counted(built)
         # Each runner saw the first observations, one after each of 20 steps, and the last of both episodes.
@@ -234,6 +244,16 @@ def test_checkpoint_brings_weights_and_filter_back(ray_session: None, tmp_path: 
         assert all((built.get_weights()["agent"][name] == value).all() for name, value in weights.items())
 
 
+def assert_drawn(folder: Path) -> None:
+    """TensorBoard shows the penalty of a run of Tune, and what is measured with it."""
+    (events,) = folder.glob("*/*/events.out.tfevents.*")
+    curves = EventAccumulator(str(events)).Reload()
+    for name in ("penalty", "loss_share", "gain_mean", "gain_max", "monotone_fraction", "seconds"):
+        (first, second) = curves.Scalars(f"ray/tune/learners/agent/aajr/{name}")
+        assert first.step < second.step
+    assert all(point.value > 0 for point in curves.Scalars("ray/tune/learners/agent/aajr/penalty"))
+
+
 def test_tune_runs_it_in_a_process_of_its_own(ray_session: None, tmp_path: Any) -> None:
     configured = config(copies=4, steps=20).env_runners(env_to_module_connector=normalizer)
     configured.training(lr=tune.grid_search([0.01]))
@@ -256,6 +276,7 @@ def test_tune_runs_it_in_a_process_of_its_own(ray_session: None, tmp_path: Any) 
     assert result.metrics["env_runners"][RETURNS_KEY]["episodes"] == 8
     assert result.metrics["learners"]["agent"]["aajr"]["gain_mean"] > 0
     assert result.metrics["config"]["learner_config_dict"][REGULARIZERS_KEY] == regularizers[0]
+    assert_drawn(tmp_path)
     restored = Algorithm.from_checkpoint(result.checkpoint.path)
     try:
         assert observations_counted(restored) == 2 * 3 * 4 * (20 + 2) + 3 * 4

@@ -28,12 +28,12 @@ ENVIRONMENTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_environment_is_sampled_and_learned_from(name: str) -> None:
     environment, kwargs, settings = ENVIRONMENTS[name]
-    sizes = {"train_batch_size": 240, "minibatch_size": 64, "epochs": 1}
+    sizes = {"train_batch_size": 120, "minibatch_size": 64, "epochs": 1}
     small = {"model": {"hidden": [8]}, "ppo": sizes, "resources": {"envs_per_runner": 4}}
     config = build_config(make_config({"env": {"name": environment, "kwargs": kwargs}, **small, **settings}))
     runner = FastEnvRunner(config=config, worker_index=0)
     (fragment,) = runner.sample()
-    assert fragment.env_steps() == 240
+    assert fragment.env_steps() == 120
 
     spec = config.get_multi_rl_module_spec(spaces=runner.get_spaces())
     learner = config.learner_class(config=config, module_spec=spec)
@@ -42,7 +42,7 @@ def test_environment_is_sampled_and_learned_from(name: str) -> None:
     before = {n: {k: v.clone() for k, v in learner.module[n].state_dict().items()} for n in rows}
     learner.update(
         training_data=TrainingData(episodes=[fragment]),
-        timesteps={"num_env_steps_sampled_lifetime": 240},
+        timesteps={"num_env_steps_sampled_lifetime": 120},
         num_epochs=1,
         minibatch_size=64,
     )

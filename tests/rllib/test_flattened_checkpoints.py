@@ -139,13 +139,10 @@ def rllibs_return(module: Any, seen: str, seed: int, legal: bool) -> float:
     return total
 
 
-@pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize("seen", ["multi", "dict", "masked"])
-def test_a_checkpoint_plays_as_rllib_plays_it(seen: str, tmp_path: Path) -> None:
-    module, _ = trained(config(seen), tmp_path / "checkpoint")
-    kwargs = {"seen": seen}
-    victim = victim_from_checkpoint(tmp_path / "checkpoint", env=HERE, env_kwargs=kwargs)
-    found = play(victim, make_batch(resolve(HERE, kwargs), 2, flat=True), episodes=2, seed=7).returns
+def assert_played_alike(victim: Victim, module: Any, seen: str, folder: Path) -> None:
+    """A victim of a checkpoint and RLlib's module; a victim that has been saved as well."""
+    batch = make_batch(resolve(HERE, {"seen": seen}), 2, flat=True)
+    found = play(victim, batch, episodes=2, seed=7).returns
     for e in range(2):
         seed = int(np.random.SeedSequence(7, spawn_key=(e, 0)).generate_state(1)[0] >> 1)
         assert found[e].sum().item() == pytest.approx(rllibs_return(module, seen, seed, seen == "masked"))
@@ -154,9 +151,17 @@ def test_a_checkpoint_plays_as_rllib_plays_it(seen: str, tmp_path: Path) -> None
     obs, _ = make(seen).reset(seed=0)
     assert victim.act(obs).keys() == obs.keys()
     if seen != "masked":  # its network is no stack of layers
-        saved = Victim.load(victim.save(tmp_path / "saved"))
+        saved = Victim.load(victim.save(folder / "saved"))
         assert saved.observation_spaces == victim.observation_spaces
         assert saved.act(obs) == victim.act(obs)
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("seen", ["dict", "masked"])
+def test_a_checkpoint_plays_as_rllib_plays_it(seen: str, tmp_path: Path) -> None:
+    module, _ = trained(config(seen), tmp_path / "checkpoint")
+    victim = victim_from_checkpoint(tmp_path / "checkpoint", env=HERE, env_kwargs={"seen": seen})
+    assert_played_alike(victim, module, seen, tmp_path)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -177,14 +182,16 @@ def test_nobody_perturbs_what_stands_for_integers(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_where_all_are_integers_a_regularizer_adds_nothing(
+def test_where_all_are_integers_a_regularizer_adds_nothing_and_a_checkpoint_plays_as_rllib_plays_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    asked = robustify(config("multi"), AAJR(coefficient=1.0, epsilon=0.1))
     with caplog.at_level(logging.WARNING, "marl_aajr"):
-        _, result = trained(robustify(config("multi"), AAJR(coefficient=1.0, epsilon=0.1)), tmp_path)
+        module, result = trained(asked, tmp_path / "checkpoint")
     assert result["learners"]["p"]["aajr"]["penalty"] == 0
     assert "module p sees integers only, which nobody perturbs: aajr adds nothing" in caplog.text
-    victim = victim_from_checkpoint(tmp_path, env=HERE, env_kwargs={"seen": "multi"})
+    victim = victim_from_checkpoint(tmp_path / "checkpoint", env=HERE, env_kwargs={"seen": "multi"})
+    assert_played_alike(victim, module, "multi", tmp_path)
     with pytest.raises(ValueError, match="expected float observations to attack, got"):
         evaluate(victim, attacks=[("pgd", 0.1)], episodes=1)
 
