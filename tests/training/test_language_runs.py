@@ -24,7 +24,7 @@ from marl_aajr.training.trainer import train
 from marl_aajr.victims import Victim, fingerprint
 from tests.language.folders import save_model, subword_tokenizer
 from tests.rollout.test_text_observations import Page
-from tests.training.runs import numbers, tiny, weights
+from tests.training.runs import numbers, tiny, train_and_copy, weights
 
 BARGAIN = {"name": "marl_aajr.envs.bargain_v0"}
 AAJR = {
@@ -48,8 +48,14 @@ def reading(**changes: Any) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(reading(), tmp_path_factory.mktemp("language") / "run")
+def copied(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run, and what there was of it after one of two iterations."""
+    return train_and_copy(reading(checkpoint_every=1), tmp_path_factory.mktemp("language"), after=1)
+
+
+@pytest.fixture
+def run(copied: tuple[Path, Path]) -> Path:
+    return copied[0]
 
 
 def test_the_penalty_holds_the_gain_down(run: Path, tmp_path: Path) -> None:
@@ -61,10 +67,9 @@ def test_the_penalty_holds_the_gain_down(run: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(weights(run)[name], value) for name, value in weights(plain).items())
 
 
-def test_a_resumed_run_is_the_same(run: Path, tmp_path: Path) -> None:
-    out = tmp_path / "resumed"
-    train(reading(), out, should_stop=lambda: True)
-    train(reading(), out, resume=True)
+def test_a_resumed_run_is_the_same(copied: tuple[Path, Path]) -> None:
+    run, out = copied
+    train(reading(checkpoint_every=1), out, resume=True)
     assert numbers(out) == numbers(run)
     assert fingerprint(Victim.load(RunDirectory(out).victim)) == fingerprint(
         Victim.load(RunDirectory(run).victim)
@@ -154,12 +159,11 @@ def test_runs_from_a_folder(kind: str, dtype: torch.dtype, settings: dict[str, A
     subword_model(tmp_path / "model", kind, dtype)
     language = {"folder": str(tmp_path / "model"), **settings}
     config = reading(model={"language": language}, checkpoint_every=1, method={"name": "none"})
-    whole = Victim.load(RunDirectory(train(config, tmp_path / "whole")).victim)
-    out = tmp_path / "resumed"
-    train(config, out, should_stop=lambda: True)
+    straight, out = train_and_copy(config, tmp_path, after=1)
+    whole = Victim.load(RunDirectory(straight).victim)
     shutil.move(tmp_path / "model", tmp_path / "elsewhere")
     train(config, out, resume=True)
-    assert numbers(out) == numbers(tmp_path / "whole")
+    assert numbers(out) == numbers(straight)
     assert fingerprint(Victim.load(RunDirectory(out).victim)) == fingerprint(whole)
     network: Any = whole.modules["team"]
     model: Any = read_model(tmp_path / "elsewhere")[0]
