@@ -73,17 +73,23 @@ def browser(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     driver.quit()
 
 
-@pytest.fixture(scope="module", params=["plain", "crowded"])
-def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A usual page, and one where everything is long or many."""
-    root = tmp_path_factory.mktemp("runs")
-    if request.param == "plain":
-        paths = write_method(root, "none", clean=[-40.0, -41.0, -39.0])
-        paths += write_method(root, "aajr", settings={"coefficient": 1e-3}, clean=[-44.0, -43.0, -42.0])
-        return write_report(paths, root / "report.html")
-    return write_report(
-        crowd(root), root / "report.html", title="A title " + "that-does-not-end" * 9, notes=NOTES
-    )
+    root = tmp_path_factory.mktemp("pages")
+    paths = write_method(root, "none", clean=[-40.0, -41.0, -39.0])
+    paths += write_method(root, "aajr", settings={"coefficient": 1e-3}, clean=[-44.0, -43.0, -42.0])
+    title = "A title " + "that-does-not-end" * 9
+    return {
+        "plain": write_report(paths, root / "plain.html"),
+        "crowded": write_report(crowd(root / "crowd"), root / "crowded.html", title=title, notes=NOTES),
+    }
+
+
+@pytest.fixture(params=["plain", "crowded"])
+def page(request: pytest.FixtureRequest, pages: dict[str, Path]) -> Path:
+    """Either of them."""
+    return pages[request.param]
 
 
 NOTES = Notes(

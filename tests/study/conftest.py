@@ -7,7 +7,6 @@ from itertools import count
 from urllib.request import Request, urlopen
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 _number = count()
 
@@ -15,6 +14,8 @@ _number = count()
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Its host and port."""
+    from moto.server import ThreadedMotoServer  # whose loading every process of the tests would wait for
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
