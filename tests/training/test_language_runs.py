@@ -48,14 +48,8 @@ def reading(**changes: Any) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def copied(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A run, and what there was of it after one of two iterations."""
-    return train_and_copy(reading(checkpoint_every=1), tmp_path_factory.mktemp("language"), after=1)
-
-
-@pytest.fixture
-def run(copied: tuple[Path, Path]) -> Path:
-    return copied[0]
+def run(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(reading(), tmp_path_factory.mktemp("language") / "run")
 
 
 def test_the_penalty_holds_the_gain_down(run: Path, tmp_path: Path) -> None:
@@ -67,9 +61,10 @@ def test_the_penalty_holds_the_gain_down(run: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(weights(run)[name], value) for name, value in weights(plain).items())
 
 
-def test_a_resumed_run_is_the_same(copied: tuple[Path, Path]) -> None:
-    run, out = copied
-    train(reading(checkpoint_every=1), out, resume=True)
+def test_a_resumed_run_is_the_same(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "resumed"
+    train(reading(), out, should_stop=lambda: True)
+    train(reading(), out, resume=True)
     assert numbers(out) == numbers(run)
     assert fingerprint(Victim.load(RunDirectory(out).victim)) == fingerprint(
         Victim.load(RunDirectory(run).victim)
