@@ -36,6 +36,7 @@ LONG = (
     "rllib/test_algorithms.py",
     "training/test_cluster.py",
     "training/test_faults.py",
+    "training/test_adversarial_training.py",
     "evaluation/test_workers.py",
 )
 """The files that take longest: begun late, one of them would run alone in the end.
@@ -191,7 +192,10 @@ def start_ray() -> None:
 def _start_ray() -> None:
     os.environ["WANDB_MODE"] = "offline"
     import ray
+    from ray.tune.utils.util import UtilMonitor
 
+    # It sleeps between two looks at the load, which every algorithm that stops would wait for.
+    UtilMonitor.join = lambda monitor: None
     ray.init(
         address="local",
         num_cpus=2,

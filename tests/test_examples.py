@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,16 +32,32 @@ SMALLER: dict[str, list[tuple[str, str]]] = {
 }
 """Numbers of an example, and what is put for them: whole programs run, in seconds."""
 
+HERE = ("own_environment", "own_regularizer", "plug_into_rllib", "train_and_compare")
+"""Those that train: on the Ray of this process; the others run in processes of their own."""
+
 pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("program", EXAMPLES, ids=lambda path: path.stem)
-def test_each_example_runs(program: Path, ray_session: None, tmp_path: Path) -> None:
+def test_each_example_runs(
+    program: Path,
+    ray_session: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     text = program.read_text(encoding="utf-8")
     for number, smaller in SMALLER.get(program.stem, []):
         assert text.count(number) == 1, number
         text = text.replace(number, smaller)
     (copy := tmp_path / program.name).write_text(text, encoding="utf-8")
+    if program.stem in HERE:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, program.stem, raising=False)
+        runpy.run_path(str(copy), run_name="__main__")
+        assert capsys.readouterr().out.strip()
+        return
     # The cluster of two nodes that it would start otherwise is started by tests/cluster.
     cluster = [ray.get_runtime_context().gcs_address] if program.stem == "study_on_a_cluster" else []
     done = Forked([copy, *cluster], cwd=tmp_path, **joining()).finish()

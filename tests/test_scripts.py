@@ -232,18 +232,30 @@ def test_a_folder_that_is_no_environment_is_left_alone(project: Path, tmp_path: 
     assert thesis.read_text() == "mine"
 
 
+SET_UP = """#!/bin/sh
+echo "Making a virtual environment in $MARL_AAJR_VENV" >&2
+mkdir -p "$MARL_AAJR_VENV/bin" && cp "$0-python" "$MARL_AAJR_VENV/bin/python" && echo "$MARL_AAJR_VENV"
+"""
+"""A stand-in for `scripts/setup-venv`, and for the Python that it makes an environment of."""
+
+PYTHON = """#!/bin/sh
+shift
+echo "$@"
+[ "$1" != pytest ] || exit 5
+"""
+
+
 def test_ci_uses_a_fresh_environment_and_passes_the_verdict_on(project: Path, tmp_path: Path) -> None:
+    executable(project / "scripts" / "setup-venv", SET_UP)
+    executable(project / "scripts" / "setup-venv-python", PYTHON)
     for browser in ("chromium", "chromedriver"):  # which it would install
         executable(tmp_path / "bin" / browser, "#!/bin/sh\n")
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    verdict = run(project / ".ci" / "run", pytest_CODE="5", PATH=path)
+    verdict = run(project / ".ci" / "run", PATH=path)
     assert verdict.returncode == 5
     assert verdict.stdout.splitlines()[1].startswith("pytest ")
-    made = next(
-        line for line in verdict.stderr.splitlines() if line.startswith("Making a virtual environment in ")
-    )
-    place = Path(made.split(" in ")[1].split(" with ")[0])
-    assert not place.exists()
+    (made,) = (line for line in verdict.stderr.splitlines() if line.startswith("Making "))
+    assert not Path(made.split(" in ")[1]).exists()
     assert not (project / ".venv").exists()
 
 

@@ -263,8 +263,8 @@ class TestTraining:
         assert asked == [(6, True), (3, False)]
 
     @pytest.mark.usefixtures("two_threads")
-    def test_its_training_takes_one_thread(
-        self, victims: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_other_victims_get_an_adversary_of_their_own_whose_training_takes_one_thread(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         taken, score = [], SelectionEpisodes.score
 
@@ -273,17 +273,13 @@ class TestTraining:
             return score(selection, adversary)
 
         monkeypatch.setattr(SelectionEpisodes, "score", counted)
-        asked: dict[str, Any] = {"kind": "sa-rl", "epsilon": 0.2, "env_steps": 1, "warm_start": False}
-        run = train_adversary(victims, **asked, search=1, out=tmp_path / "one-thread")
-        assert (taken, torch.get_num_threads()) == ([1], 2)
-        assert json.loads((run / RECORD).read_text())["env_steps"] == 1
-
-    def test_other_victims_get_an_adversary_of_their_own(self, tmp_path: Path) -> None:
         other = team(SPREAD, network(5, 12, seed=6))
-        request = AdversaryRequest(kind="sa-rl", epsilon=0.2, env_steps=200, search=1, warm_start=False)
+        request = AdversaryRequest(kind="sa-rl", epsilon=0.2, env_steps=1, search=1, warm_start=False)
         found = find_or_train(other, request, home=tmp_path)
+        assert (taken, torch.get_num_threads()) == ([1], 2)
         assert found.is_relative_to(tmp_path)
         assert loaded(found)._digest == fingerprint(other)
+        assert json.loads((found / RECORD).read_text())["env_steps"] == 1
 
     def test_it_learns_against_sampled_actions_where_it_is_asked_to(self, tmp_path: Path) -> None:
         settings: dict[str, Any] = {"env_steps": 100, "search": 1, "warm_start": False}

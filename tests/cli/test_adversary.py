@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from marl_aajr.adversaries.training import train_adversary
 from marl_aajr.cli.adversary import verdict
 from marl_aajr.cli.app import main
 from marl_aajr.training.trainer import train
+from marl_aajr.victims import Victim
 from tests.training.runs import tiny
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -61,8 +63,12 @@ def test_channels_are_held_to_and_unknown_ones_named(run: Path, capsys: pytest.C
 
 def test_an_adversary_of_other_victims_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = train_adversary(run, kind="sa-rl", epsilon=0.1, env_steps=1, search=1, warm_start=False)
-    env = {"name": "marl_aajr.envs.simple_spread_v3", "kwargs": {"N": 2, "max_cycles": 5}}
-    other = train(tiny(env=env, env_steps=100, seed=9), run.parent / "others")
+    other = Path(shutil.copytree(run, run.parent / "others"))
+    victim = Victim.load(other / "victim")
+    for parameter in victim.modules["agent"].parameters():
+        parameter.data.mul_(2)
+    shutil.rmtree(other / "victim")
+    victim.save(other / "victim")
     assert call("evaluate", other, "--adversary", folder, "--json") == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"got {folder}, which was trained against the one in {run}/victim; train another:" in said

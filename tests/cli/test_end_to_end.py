@@ -5,15 +5,18 @@ Those that attack and compare such runs are the README's, which test_readme.py r
 
 from __future__ import annotations
 
+import importlib
 import json
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from marl_aajr.cli.app import main
 from tests.cli.conftest import CLI, quiet_environment
 from tests.forked import Forked, joining
 from tests.patience import PATIENCE
@@ -36,12 +39,11 @@ class Runs:
         self.plain = "with space/plain"
         self.stopped = "runs/stopped"
 
-    def start(self, *arguments: str, **extra: str) -> Forked:
-        words = ["-m", "marl_aajr", *arguments]
-        return Forked(words, cwd=self.folder, COLUMNS="100", NO_COLOR="1", **extra)
-
     def cli(self, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-        return finished(self.start(*arguments, **extra))
+        words = ["-m", "marl_aajr", *arguments]
+        done = Forked(words, cwd=self.folder, COLUMNS="100", NO_COLOR="1", **extra).finish()
+        assert "Traceback" not in done.stderr
+        return done
 
     def metrics(self, run: str) -> list[dict[str, Any]]:
         """What does not depend on the clock."""
@@ -58,18 +60,12 @@ class Runs:
         return dict(json.loads((self.folder / run / "status.json").read_text()))
 
 
-def finished(process: Forked) -> subprocess.CompletedProcess[str]:
-    done = process.finish()
-    assert "Traceback" not in done.stderr
-    return done
-
-
 @pytest.fixture(scope="module")
 def runs(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """A plain run and a longer, robust one, trained side by side; the second on a Ray that is up."""
+    """A plain run and a longer, robust one, on a Ray that is up; a study starts its own in tests/study."""
     made = Runs(tmp_path_factory.mktemp("end to end"))
-    both = made.start("train", *TINY, *SHORT, "--out", made.plain), made.start("train", *AAJR, **joining())
-    plain, robust = (finished(process) for process in both)
+    commands = (("train", *TINY, *SHORT, "--out", made.plain), ("train", *AAJR))
+    plain, robust = (made.cli(*command, **joining()) for command in commands)
     assert plain.returncode == 0, plain.stderr
     assert plain.stderr.splitlines()[-1] == f"  marl-aajr evaluate '{made.plain}'"
     assert robust.returncode == 0, robust.stderr
@@ -132,16 +128,43 @@ def test_an_interrupted_run_goes_on_to_the_numbers_of_one_that_never_stopped(
     assert runs.metrics(runs.stopped) == runs.metrics(runs.robust)
 
 
-def test_the_demo_goes_from_nothing_to_a_report(ray_session: None, tmp_path: Path) -> None:
-    """The script of scripts/demo, with this environment instead of one of its own.
+SMALL = ("--set", "ppo.train_batch_size=200", "--set", "ppo.minibatch_size=100")
 
-    How it goes on when it was stopped is tested by test_demo_script.py.
+
+@dataclass
+class Ended:
+    """What the demo knows of a command that has ended."""
+
+    code: int
+
+    def poll(self) -> int:
+        return self.code
+
+
+def test_the_demo_goes_from_nothing_to_a_report(
+    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Its commands, one after the other in this process, in smaller batches.
+
+    With processes, and how it goes on when it was stopped, it is tested by test_demo_script.py.
     """
-    script = Path(__file__).parents[2] / "scripts" / "demo.py"
-    command = [sys.executable, str(script), str(tmp_path / "demo"), "--env-steps", "1", "--episodes", "2"]
-    env = quiet_environment() | {"MARL_AAJR_PYTHON": sys.executable, "WARM_COMMANDS": "yes"} | joining()
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "scripts")
+    demo = importlib.import_module("demo")
 
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert done.returncode == 0, done.stderr
+    def run(jobs: Any, name: str, command: list[str], log: Path) -> None:
+        words = command[3:]
+        with pytest.raises(SystemExit) as over:
+            main([*words, *SMALL] if words[0] == "train" else words)
+        jobs.running.append(demo.Job(name, Ended(int(over.value.code or 0)), log))
+
+    monkeypatch.setattr(demo.Jobs, "start", run)
+    monkeypatch.setattr("sys.argv", ["demo", str(tmp_path / "demo"), "--env-steps", "1", "--episodes", "2"])
+    for name, value in {"MARL_AAJR_PYTHON": sys.executable, "WARM_COMMANDS": "yes"}.items():
+        monkeypatch.setenv(name, value)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert demo.main() == 0
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert (tmp_path / "demo" / "report.html").is_file()
-    assert "worst at ε 0.2" in done.stdout
+    assert "worst at ε 0.2" in capfd.readouterr().out

@@ -61,10 +61,15 @@ def build(tmp_path: Path, paths: list[Path], *, title: str | None = None) -> str
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The page of a usual comparison."""
-    root = tmp_path_factory.mktemp("usual")
-    return build(root, usual(root))
+def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The runs of a usual comparison."""
+    return usual(tmp_path_factory.mktemp("usual"))
+
+
+@pytest.fixture(scope="module")
+def text(paths: list[Path]) -> str:
+    """The page of them."""
+    return build(paths[0].parent, paths)
 
 
 def usual(tmp_path: Path) -> list[Path]:
@@ -178,9 +183,8 @@ def test_several_modules_and_two_teams_have_panels_of_their_own(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_the_same_runs_give_the_same_bytes_in_any_order(tmp_path: Path) -> None:
-    paths = usual(tmp_path)
-    assert build(tmp_path, paths) == build(tmp_path, paths[::-1])
+def test_the_same_runs_give_the_same_bytes_in_any_order(text: str, paths: list[Path]) -> None:
+    assert build(paths[0].parent, paths[::-1]) == text
 
 
 def test_commands_stand_in_the_page(text: str) -> None:
