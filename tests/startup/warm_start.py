@@ -40,7 +40,7 @@ WORKER = "/ray/_private/workers/default_worker.py"
 READ_LATER = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_CLIENT_MODE", "RAY_LD_PRELOAD_ON_WORKERS", "RAY_TMPDIR")
 """Settings that are not read while Ray is loaded."""
 
-WORTH_LOADING = 2
+WORTH_LOADING = 3
 """So many workers of one job on one node; for a program, which is of no job, it always is."""
 
 LOADED = 6
