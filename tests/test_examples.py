@@ -60,6 +60,6 @@ def test_each_example_runs(
         return
     # The cluster of two nodes that it would start otherwise is started by tests/cluster.
     cluster = [ray.get_runtime_context().gcs_address] if program.stem == "study_on_a_cluster" else []
-    done = Forked([copy, *cluster], cwd=tmp_path, **joining()).finish()
+    done = Forked([copy, *cluster], cwd=tmp_path, WARM_COMMANDS="yes", **joining()).finish()
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip()

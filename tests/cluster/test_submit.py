@@ -12,10 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray._private.ray_constants import KV_NAMESPACE_DASHBOARD
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
+from ray.dashboard.consts import DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX
 
 from marl_aajr.training.run_directory import RunDirectory
 from tests.cluster.conftest import nodes_with_one_processor
+from tests.patience import PATIENCE
 
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "cluster"
 
@@ -66,6 +70,15 @@ def cluster(environment: Path, tmp_path: Path) -> Iterator[Cluster]:
             yield nodes
 
 
+def wait_for_agent(cluster: Cluster) -> None:
+    """A node's agent, which takes jobs, starts after the node."""
+    client, deadline = GcsClient(address=cluster.address), time.monotonic() + PATIENCE
+    key = f"{DASHBOARD_AGENT_ADDR_NODE_ID_PREFIX}{cluster.head_node.node_id}".encode()
+    while client.internal_kv_get(key, namespace=KV_NAMESPACE_DASHBOARD) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 @pytest.mark.skipif(
     importlib.util.find_spec("aiohttp") is None or importlib.util.find_spec("opencensus") is None,
     reason="job submission needs ray[default]",
@@ -75,11 +88,8 @@ def test_a_submitted_job_trains_on_another_node(cluster: Cluster, tmp_path: Path
     settings = ("env_steps=200", "ppo.train_batch_size=100", "ppo.minibatch_size=50", "model.hidden=[8]")
     changes = [word for setting in settings for word in ("--set", setting)]
     words = ("train", "--env", "simple_spread_v3", "--env-runners", "1", "--out", str(run.path))
-    for _ in range(10):  # a node's agent starts after the node
-        done = submit(f"http://{cluster.webui_url}", *words, "--set", "resources.envs_per_runner=2", *changes)
-        if "No available agent" not in done.stderr:
-            break
-        time.sleep(3.0)
+    wait_for_agent(cluster)
+    done = submit(f"http://{cluster.webui_url}", *words, "--set", "resources.envs_per_runner=2", *changes)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "succeeded" in done.stdout
     assert (run.status().state, run.status().env_steps) == ("finished", 200)
