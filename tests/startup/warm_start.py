@@ -89,9 +89,9 @@ def send(to: socket.socket, text: bytes, files: Sequence[int]) -> None:
 def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     """What was sent; nothing, where nobody sends any more."""
     size, files, *_ = socket.recv_fds(connection, 8, 4)
-    text = b""
-    while len(text) < int.from_bytes(size, "big"):
-        text += connection.recv(1 << 20)
+    left, text = int.from_bytes(size, "big"), b""
+    while left > len(text):  # and nothing of the message that may be behind it
+        text += connection.recv(left - len(text))
     return text, files
 
 
