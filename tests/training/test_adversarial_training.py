@@ -61,12 +61,6 @@ def test_a_resumed_run_under_attack_goes_on_to_the_same_numbers(runners: int, tm
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_share_of_nothing_is_plain_training(tmp_path: Path) -> None:
-    plain = train(tiny(env_steps=200), tmp_path / "plain")
-    assert_same_run(plain, train(tiny(env_steps=200, rollouts={"share": 0}), tmp_path / "nothing"))
-
-
-@pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize("more", [{}, {"model": {"lstm": 8}, "observation_filter": "mean_std"}])
 def test_aajr_along_the_path_of_play_asks_the_rollouts_to_keep_it(more: Any, tmp_path: Path) -> None:
     every = {"interval": 1, "sample_fraction": 1.0, "ramp": None}
