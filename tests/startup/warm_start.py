@@ -90,9 +90,10 @@ def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
     """What was sent; nothing, where nobody sends any more."""
     size, files, *_ = socket.recv_fds(connection, 8, 4)
     left, text = int.from_bytes(size, "big"), b""
-    while left > len(text):  # and nothing of the message that may be behind it
-        text += connection.recv(left - len(text))
-    return text, files
+    # Nothing of the message that may be behind it, and no more once the other end is gone.
+    while left > len(text) and (part := connection.recv(left - len(text))):
+        text += part
+    return (text if len(text) == left else b""), files
 
 
 def serve(folder: str, owner: str) -> None:
