@@ -25,7 +25,7 @@ from marl_aajr.training.run_directory import RunDirectory
 from marl_aajr.training.run_record import Status
 from tests.cli.conftest import CLI, quiet_environment
 from tests.patience import PATIENCE
-from tests.study.files import do, do_here, write_study
+from tests.study.files import do, write_study
 from tests.training.runs import numbers
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -153,7 +153,7 @@ def test_another_order_one_at_a_time_and_a_stop_on_the_way_give_the_same_numbers
     stopped = do(plan, should_stop=one_is_there)
     assert 1 <= stopped.count("finished") < 4
     assert stopped.count("failed") == 0
-    other = Done(plan, do_here(prepare(file, out=tmp_path / "out")))
+    other = Done(plan, do(prepare(file, out=tmp_path / "out")))
     assert other.grid.count("finished") == 4
     for name in ("sound-aajr-s0", "crashing-aajr-s0"):
         assert other.numbers(name) == done.numbers(name)
@@ -161,7 +161,7 @@ def test_another_order_one_at_a_time_and_a_stop_on_the_way_give_the_same_numbers
         assert (ours.clean, ours.attacks, ours.worst) == (theirs.clean, theirs.attacks, theirs.worst)
 
     elsewhere = prepare(file, out=tmp_path / "elsewhere")
-    assert do_here(elsewhere).count("finished") == 4
+    assert do(elsewhere).count("finished") == 4
     assert "started" not in [event["event"] for event in elsewhere.folder.events()]
     assert elsewhere.folder.report.is_file()
     assert elsewhere.folder.identity == other.plan.folder.identity
