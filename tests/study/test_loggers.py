@@ -21,7 +21,7 @@ def test_each_node_is_a_run_elsewhere_which_fails_where_the_node_does(
     # Here, as loading both takes a second, for which every process of the tests would wait.
     mlflow = pytest.importorskip("mlflow")
     entry_of = pytest.importorskip("wandb.proto.wandb_internal_pb2").Record.FromString
-    server = (tmp_path / "mlflow").as_uri()
+    server = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     monkeypatch.setenv("WANDB_MODE", "offline")  # Ray's processes have it from its start
     file = tmp_path / "file"
