@@ -37,7 +37,7 @@ class TokenNetwork(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self._unit: tuple[tuple[int, int], Tensor] | None = None
+        self._unit: tuple[float, Tensor] | None = None
 
     @property
     @abstractmethod
@@ -60,10 +60,10 @@ class TokenNetwork(nn.Module, ABC):
     @property
     def unit(self) -> Tensor:
         """ρ, a constant of the weights of now: without a gradient."""
-        table = self.embedding_table
-        version = (table.data_ptr(), -1 if table.is_inference() else table._version)
-        if self._unit is None or self._unit[0] != version or table.is_inference():
-            self._unit = version, neighbour_distance(self.embeddings.detach())
+        # Not by the version of the tensor, which fused optimizers leave as it is.
+        total = float(self.embedding_table.detach().sum(dtype=torch.float64))
+        if self._unit is None or self._unit[0] != total:
+            self._unit = total, neighbour_distance(self.embeddings.detach())
         return self._unit[1]
 
     def embed(self, tokens: Tensor) -> Tensor:

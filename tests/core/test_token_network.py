@@ -47,6 +47,10 @@ class TestUnits:
         with torch.no_grad():
             network.table.weight.mul_(2)
         torch.testing.assert_close(network.unit, 2 * before)
+        network.table.weight.grad = torch.randn_like(network.table.weight)
+        # It leaves the version of its tensors as it was.
+        torch.optim.Adam([network.table.weight], lr=0.5, fused=True).step()
+        torch.testing.assert_close(network.unit, neighbour_distance(network.embeddings.detach()))
         torch.testing.assert_close(copy.deepcopy(network).unit, network.unit)
 
 
