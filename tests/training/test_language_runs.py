@@ -56,7 +56,7 @@ def test_the_penalty_holds_the_gain_down(run: Path, tmp_path: Path) -> None:
     plain = train(reading(method={**AAJR, "coefficient": 0.0, "measured": True}), tmp_path / "plain")
     before, after = ([line["modules"]["team"] for line in numbers(path)] for path in (plain, run))
     assert before[0]["aajr/gain_mean"] > 0
-    assert after[-1]["aajr/gain_mean"] < 0.8 * before[-1]["aajr/gain_mean"]
+    assert after[-1]["aajr/gain_mean"] < 0.9 * before[-1]["aajr/gain_mean"]
     assert after[0]["aajr/objective_gain"] > 0
     assert any(not torch.equal(weights(run)[name], value) for name, value in weights(plain).items())
 
