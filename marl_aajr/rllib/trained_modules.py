@@ -1,4 +1,4 @@
-"""Which modules a configuration of RLlib's trains, as far as it says so before there is a batch."""
+"""Which modules a configuration of RLlib's trains."""
 
 from __future__ import annotations
 

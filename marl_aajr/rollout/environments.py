@@ -256,7 +256,7 @@ def _first_words(module: str) -> str:
     """How the docstring of one of our environments begins, without importing it."""
     file = importlib.resources.files("marl_aajr.envs") / f"{module.rpartition('.')[2]}.py"
     docstring = ast.get_docstring(ast.parse(file.read_text("utf-8"))) or module
-    return f"{docstring.partition(chr(10))[0].partition(': `')[0].rstrip('.')}; batched in torch"
+    return f"{docstring.splitlines()[0].partition(': `')[0].rstrip('.')}; batched in torch"
 
 
 def _registry_id(name: str) -> str | None:
